@@ -1,0 +1,43 @@
+"""Every error the package raises on purpose: one family, each also a built-in that fits."""
+
+from __future__ import annotations
+
+
+class DropBlockInjectError(Exception):
+    """Base of all errors of this package."""
+
+
+class DropBlockValueError(DropBlockInjectError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+class DropBlockTypeError(DropBlockInjectError, TypeError):
+    """An argument has a type that cannot be used."""
+
+
+class NoTrunkError(DropBlockInjectError, ValueError):
+    """The model has no convolutional trunk to put DropBlock into."""
+
+
+class TraceError(DropBlockInjectError, RuntimeError):
+    """The shape-only forward pass that finds the stages did not get far enough."""
+
+
+class NoMatchError(DropBlockInjectError, ValueError):
+    """A stage or a name pattern matches nothing in the model."""
+
+
+class AlreadyInjectedError(DropBlockInjectError, RuntimeError):
+    """The model already has injected DropBlocks."""
+
+
+class CompiledModelError(DropBlockInjectError, RuntimeError):
+    """The model is compiled or scripted: hooks added now would be ignored."""
+
+
+class DeadSiteError(DropBlockInjectError, RuntimeError):
+    """An injected DropBlock no longer takes part in the forward pass."""
+
+
+class ScheduleError(DropBlockInjectError, RuntimeError):
+    """The schedule does not fit the model, the optimizer or the checkpoint."""

@@ -1,0 +1,66 @@
+"""Site: one place in a model where a DropBlock goes, and how it is spliced in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Where = Literal["branch", "skip", "output"]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a module's call: its position, or its name if it is passed by keyword."""
+
+    module: str
+    key: int | str
+
+
+@dataclass(frozen=True)
+class Splice:
+    """Where exactly a DropBlock is hooked in, as names only, so that it can be pickled.
+
+    Attributes:
+        owner: the module the DropBlock is registered on, under `attribute`.
+        point: ``"after"`` masks the output of `host`; ``"before"`` masks its argument `key`; ``"slot"`` puts the
+            DropBlock in the place of `host`, an identity that waits there for it.
+        key: which argument (``"before"``) or which entry of a tuple output (``"after"``; None: all of it) is masked.
+        unmasked: arguments that read the same tensor and must not see the mask: the branch beside a masked skip.
+    """
+
+    owner: str
+    attribute: str
+    host: str
+    point: Literal["after", "before", "slot"]
+    key: int | str | None = None
+    unmasked: tuple[Argument, ...] = ()
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place for a DropBlock.
+
+    Attributes:
+        name: dotted name of the DropBlock once injected.
+        host: dotted name of the module after which it stands; of the block itself for an identity skip.
+        block: dotted name of the residual block, or of the convolution unit where there is none.
+        stage: index of the stage, counted as :func:`find_stages` does.
+        where: ``"branch"``, ``"skip"`` or ``"output"``.
+        channels: channels of the feature map there.
+        map_size: spatial size of the feature map there, in pixels, for the input the model was traced with.
+        block_size: the block size in force there, in pixels per axis.
+        keep_prob: the target keep_prob.
+        channel_dim: axis of the channels: 1, or -1 where they come last.
+    """
+
+    name: str
+    host: str
+    block: str
+    stage: int
+    where: Where
+    channels: int
+    map_size: tuple[int, ...]
+    block_size: tuple[int, ...]
+    keep_prob: float
+    channel_dim: int
+    splice: Splice = field(repr=False)

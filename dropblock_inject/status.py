@@ -1,0 +1,90 @@
+"""Looking at an injected model, and pausing it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from .errors import DeadSiteError
+from .layer import DropBlock
+from .sites import Where
+from .surgery import injected
+
+
+@dataclass(frozen=True)
+class SiteStatus:
+    """One injected DropBlock as it is now.
+
+    Attributes:
+        name: its dotted name in the model.
+        stage, where: as in the plan.
+        keep_prob: the value in force now, in (0, 1].
+        block_size: as asked for; a float is a share of the map.
+        training: its mode flag: it drops nothing in eval mode.
+        live: whether the forward pass still goes through it.
+    """
+
+    name: str
+    stage: int
+    where: Where
+    keep_prob: float
+    block_size: int | float | tuple[int, ...]
+    training: bool
+    live: bool
+
+
+def dropblock_sites(model: nn.Module) -> list[SiteStatus]:
+    """A row per DropBlock that :func:`inject_dropblock` put into `model`; empty if there is none."""
+    return [
+        SiteStatus(
+            name,
+            drop.site.stage,
+            drop.site.where,
+            drop.keep_prob,
+            drop.block_size if isinstance(drop.block_size, int | float) else tuple(drop.block_size),
+            drop.training and drop.enabled,
+            live,
+        )
+        for name, drop, live in injected(model)
+    ]
+
+
+def check_dropblock(model: nn.Module) -> None:
+    """Raises if an injected DropBlock no longer takes part in the forward pass.
+
+    That happens when the module it stands after was replaced: ``SyncBatchNorm.convert_sync_batchnorm`` and module
+    fusion do that, and the DropBlock would go on being listed while it does nothing.
+
+    Raises:
+        DeadSiteError: names the sites and the mend.
+    """
+    dead = [(name, drop.site.host) for name, drop, live in injected(model) if not live]
+    if dead:
+        lines = "\n".join(f"  {name}, after {host}" for name, host in dead)
+        raise DeadSiteError(
+            f"{len(dead)} of {len(injected(model))} injected DropBlocks no longer take part in the forward pass:\n"
+            f"{lines}\n"
+            "A module beside them was replaced after the injection (conversion to SyncBatchNorm, fusion, a new head?). "
+            "Call remove_dropblock(model), then inject_dropblock(model, ...) again, after the conversion"
+        )
+
+
+@contextmanager
+def dropblock_disabled(model: nn.Module) -> Iterator[None]:
+    """Within this context no DropBlock of `model` drops anything; afterwards each is as it was before.
+
+    For what must see the plain network in training mode: ``update_bn`` of stochastic weight averaging, gradient
+    checks, range tests.
+    """
+    layers = [module for module in model.modules() if isinstance(module, DropBlock)]
+    before = [layer.enabled for layer in layers]
+    try:
+        for layer in layers:
+            layer.enabled = False
+        yield
+    finally:
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.enabled = enabled

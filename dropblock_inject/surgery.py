@@ -1,0 +1,178 @@
+"""Splicing DropBlocks into a model and out again.
+
+A DropBlock is registered on a module around its site and is reached by a hook on the module it stands after. The
+hooks are small picklable objects; nothing is stored about them anywhere else. What is injected is always found by
+looking at the model as it is now, so that copies and unpickled models are no special case.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .functional import BlockSize
+from .layer import DropBlock
+from .sites import Site
+
+_UNMASKED = "_dropblock_unmasked"  # attribute of a masked tensor: the tensor before the mask
+
+
+class InjectedDropBlock(DropBlock):
+    """A DropBlock that :func:`inject_dropblock` put into a model.
+
+    Attributes:
+        site: the plan's record of where it is.
+        replaced: the identity it took the place of (a tuple, so that it is not registered as a child), or empty.
+    """
+
+    def __init__(self, site: Site, block_size: BlockSize, replaced: tuple[nn.Module, ...], **options: Any) -> None:
+        super().__init__(site.keep_prob, block_size, channel_dim=site.channel_dim, **options)
+        self.site = site
+        self.replaced = replaced
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        if self.site.splice.unmasked and output is not input:
+            # The mark travels with the tensor: no state between two hooks, so threads, re-entry, recomputation and
+            # torch.fx graphs are no special case.
+            setattr(output, _UNMASKED, input)
+        return output
+
+    @property
+    def active(self) -> bool:
+        """Whether the next forward drops anything."""
+        return self.training and self.enabled and self.keep_prob < 1
+
+    def _get_name(self) -> str:
+        return "DropBlock"
+
+
+class _Hook:
+    """A forward hook that knows its DropBlock and how to take itself off."""
+
+    def __init__(self, drop: InjectedDropBlock, key: int | str | None) -> None:
+        self.drop = drop
+        self.key = key
+        # The handle is kept for what its unpickling does: it reserves the hook's id, without which a hook that is
+        # registered on the same module in another process would silently take this one's place.
+        self.handle: RemovableHandle | None = None
+
+
+class _MaskOutput(_Hook):
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        if self.key is None:
+            return self.drop(output)
+        return _replaced(output, self.key, self.drop(output[self.key]))
+
+
+class _MaskArgument(_Hook):
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if isinstance(self.key, str):
+            return args, {**kwargs, self.key: self.drop(kwargs[self.key])}
+        return _replaced(args, self.key, self.drop(args[self.key])), kwargs
+
+
+class _UnmaskArgument(_Hook):
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if isinstance(self.key, str):
+            return args, {**kwargs, self.key: self._unmasked(kwargs[self.key])}
+        return _replaced(args, self.key, self._unmasked(args[self.key])), kwargs
+
+    def _unmasked(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, torch.fx.Proxy):  # a Proxy makes up any attribute it is asked for
+            return vars(tensor).get(_UNMASKED, tensor)
+        return getattr(tensor, _UNMASKED, tensor)
+
+
+def _replaced(entries: Any, index: Any, entry: Any) -> Any:
+    """A copy of a tuple, list, dict or namedtuple with one entry replaced."""
+    if isinstance(entries, dict):
+        return type(entries)({**entries, index: entry})
+    changed = [entry if i == index else old for i, old in enumerate(entries)]
+    return type(entries)(*changed) if hasattr(entries, "_fields") else type(entries)(changed)
+
+
+def splice(model: nn.Module, sites: Sequence[Site], block_size: BlockSize, options: dict[str, Any]) -> None:
+    """Puts a DropBlock at every site; if anything goes wrong, takes all of them out again."""
+    try:
+        for site in sites:
+            _splice_one(model, site, block_size, options)
+    except BaseException:
+        unsplice(model)
+        raise
+
+
+def _splice_one(model: nn.Module, site: Site, block_size: BlockSize, options: dict[str, Any]) -> None:
+    at = site.splice
+    owner, host = model.get_submodule(at.owner), model.get_submodule(at.host)
+    if at.unmasked:
+        options = {**options, "inplace": False}  # the branch still needs the unmasked tensor
+    drop = InjectedDropBlock(site, block_size, (host,) if at.point == "slot" else (), **options)
+    drop.train(owner.training)
+    if at.point == "slot":
+        owner._modules[at.attribute] = drop  # in its place: add_module would also do, but says less
+        return
+    owner.add_module(at.attribute, drop)
+    if at.point == "after":
+        after = _MaskOutput(drop, at.key)
+        after.handle = host.register_forward_hook(after)
+    else:
+        before = _MaskArgument(drop, at.key)
+        before.handle = host.register_forward_pre_hook(before, with_kwargs=True)
+    for argument in at.unmasked:
+        unmask = _UnmaskArgument(drop, argument.key)
+        reader = model.get_submodule(argument.module)
+        unmask.handle = reader.register_forward_pre_hook(unmask, with_kwargs=True)
+
+
+def unsplice(model: nn.Module) -> int:
+    """Takes every injected DropBlock out; returns how many there were."""
+    for hooks, key, _ in list(_hooks(model)):
+        for table in hooks:
+            table.pop(key, None)
+    count = 0
+    for owner in list(model.modules()):
+        for attribute, child in list(owner._modules.items()):
+            if isinstance(child, InjectedDropBlock):
+                count += 1
+                if child.replaced:
+                    owner._modules[attribute] = child.replaced[0]
+                else:
+                    del owner._modules[attribute]
+    return count
+
+
+class SiteInModel(NamedTuple):
+    """An injected DropBlock as found in a model, and whether it still takes part in the forward pass."""
+
+    name: str
+    drop: InjectedDropBlock
+    live: bool
+
+
+def injected(model: nn.Module) -> list[SiteInModel]:
+    """The injected DropBlocks of a model as it is now."""
+    hooks = Counter(id(hook.drop) for _, _, hook in _hooks(model))
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, InjectedDropBlock):
+            at = module.site.splice
+            wanted = 0 if at.point == "slot" else 1 + len(at.unmasked)
+            found.append(SiteInModel(name, module, hooks[id(module)] == wanted))
+    return found
+
+
+def _hooks(model: nn.Module) -> Iterator[tuple[tuple[dict, ...], int, _Hook]]:
+    """Our hooks: the tables of the module that know each, its key in them, and the hook."""
+    for module in model.modules():
+        after = (module._forward_hooks, module._forward_hooks_with_kwargs)
+        before = (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
+        for tables in (after, before):
+            for key, hook in tables[0].items():
+                if isinstance(hook, _Hook):
+                    yield tables, key, hook
