@@ -8,7 +8,7 @@ looking at the model as it is now, so that copies and unpickled models are no sp
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -65,35 +65,40 @@ class _Hook:
 
 class _MaskOutput(_Hook):
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        if self.key is None:
-            return self.drop(output)
-        return _replaced(output, self.key, self.drop(output[self.key]))
+        return self.drop(output) if self.key is None else _with_entry(output, self.key, self.drop(output[self.key]))
 
 
 class _MaskArgument(_Hook):
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if isinstance(self.key, str):
-            return args, {**kwargs, self.key: self.drop(kwargs[self.key])}
-        return _replaced(args, self.key, self.drop(args[self.key])), kwargs
+        return _with_argument(args, kwargs, self.key, self.drop)
 
 
 class _UnmaskArgument(_Hook):
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if isinstance(self.key, str):
-            return args, {**kwargs, self.key: self._unmasked(kwargs[self.key])}
-        return _replaced(args, self.key, self._unmasked(args[self.key])), kwargs
-
-    def _unmasked(self, tensor: Tensor) -> Tensor:
-        if isinstance(tensor, torch.fx.Proxy):  # a Proxy makes up any attribute it is asked for
-            return vars(tensor).get(_UNMASKED, tensor)
-        return getattr(tensor, _UNMASKED, tensor)
+        return _with_argument(args, kwargs, self.key, _unmasked)
 
 
-def _replaced(entries: Any, index: Any, entry: Any) -> Any:
+def _unmasked(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, torch.fx.Proxy):  # a Proxy makes up any attribute it is asked for
+        return vars(tensor).get(_UNMASKED, tensor)
+    return getattr(tensor, _UNMASKED, tensor)
+
+
+def _with_argument(
+    args: tuple, kwargs: dict, key: int | str | None, change: Callable[[Tensor], Tensor]
+) -> tuple[tuple, dict]:
+    """The arguments of a call with one of them changed."""
+    if isinstance(key, int):
+        return _with_entry(args, key, change(args[key])), kwargs
+    assert key is not None
+    return args, {**kwargs, key: change(kwargs[key])}
+
+
+def _with_entry(entries: Any, key: int | str, entry: Any) -> Any:
     """A copy of a tuple, list, dict or namedtuple with one entry replaced."""
     if isinstance(entries, dict):
-        return type(entries)({**entries, index: entry})
-    changed = [entry if i == index else old for i, old in enumerate(entries)]
+        return type(entries)({**entries, key: entry})
+    changed = [entry if i == key else old for i, old in enumerate(entries)]
     return type(entries)(*changed) if hasattr(entries, "_fields") else type(entries)(changed)
 
 

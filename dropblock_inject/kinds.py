@@ -1,0 +1,29 @@
+"""What kinds of operations there are, by their names in torch's operator set."""
+
+_ACTIVATIONS = (
+    *("celu", "clamp", "clamp_max", "clamp_min", "elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish"),
+    *("_prelu_kernel", "prelu", "relu", "relu6", "rrelu_with_noise", "selu", "silu", "softplus", "tanh", "threshold"),
+    *("log_sigmoid", "log_sigmoid_forward"),
+)
+_ATTENTION = (
+    "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "scaled_dot_product_attention",
+)
+# Activations that put out values in [0, 1]: what they end is a gate on a feature map, not a feature map.
+GATES = frozenset(("_softmax", "hardsigmoid", "sigmoid", "softmax"))
+NONLINEAR = GATES.union(_ACTIVATIONS, _ATTENTION)
+# Activations f with f(c * x) = c * f(x) for c > 0: a mask and its scale may as well stand before them.
+HOMOGENEOUS = frozenset(("_prelu_kernel", "leaky_relu", "prelu", "relu"))
+WEIGHTED = frozenset(("addmm", "baddbmm", "bmm", "convolution", "mm"))
+NORMS = frozenset(
+    (
+        *("_batch_norm_no_update", "_batch_norm_with_update", "_native_batch_norm_legit_no_training"),
+        *("cudnn_batch_norm", "native_batch_norm", "native_group_norm", "native_layer_norm", "_fused_rms_norm"),
+    )
+)
+SAME_VALUES = frozenset(("_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh"))
+# The same numbers in another order of the axes.
+MOVES = frozenset(("movedim", "permute", "t", "transpose"))
+SLICES = frozenset(("index_select", "narrow", "select", "slice", "split", "split_with_sizes", "unbind", "unsafe_split"))

@@ -1,0 +1,237 @@
+"""Where a DropBlock can be hooked in: from the blocks of a trace to the spots in its modules."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import nn
+
+from .blocks import CONTAINERS, Block, Unit
+from .geometry import FeatureMap, Geometry
+from .kinds import MOVES, SAME_VALUES
+from .residuals import Residual, original
+from .sites import Argument, Splice, Where
+from .trace import Call, Key, Op, Trace, Value
+
+_SLOT = "drop_block"  # what timm calls the identity that waits for a DropBlock
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A place for a DropBlock in a block: what is masked there, and how to get at it."""
+
+    where: Where
+    host: str
+    map: FeatureMap
+    splice: Splice
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """A way to a tensor: see :class:`Splice`."""
+
+    host: str
+    point: Literal["after", "before", "slot"]
+    key: Key = None
+    unmasked: tuple[Argument, ...] = ()
+
+
+class Placement:
+    """Finds the spots of blocks of one trace."""
+
+    def __init__(self, trace: Trace, geometry: Geometry) -> None:
+        self._geometry = geometry
+        self._calls_of: dict[str, list[Call]] = defaultdict(list)
+        self._put_out_by: dict[Value, list[tuple[Call, Key]]] = defaultdict(list)
+        self._attributes: Counter[tuple[str, str]] = Counter()
+        for call in trace.calls:
+            self._calls_of[call.name].append(call)
+            for key, value in call.outputs.items():
+                self._put_out_by[value].append((call, key))
+
+    def spots(self, block: Block) -> Iterator[Spot]:
+        """The spots of a block: along its branches, on its shortcuts, after its output."""
+        for unit in block.units:
+            yield from self._after_unit(block, unit)
+        for residual in block.residuals:
+            yield from self._at_branch_end(block, residual)
+            yield from self._on_skip(block, residual)
+        yield from self._at_output(block)
+
+    # Each of these yields one spot, or none where there is nothing to mask.
+
+    def _after_unit(self, block: Block, unit: Unit) -> Iterator[Spot]:
+        tail = unit.tail(block.scope)
+        if unit.is_gate(block.scope):
+            return
+        reached = self._after(tail, block.scope)
+        before_activation = unit.before_activation(block.scope)
+        if before_activation is not None:
+            slot = self._slot(before_activation, block.scope)
+            if slot is not None:
+                yield self._spot(block, "branch", tail, slot, host=(reached or slot).host)
+                return
+            reached = reached or self._after(original(before_activation, block.scope), block.scope)
+        reached = reached or self._before(tail, block.scope) or self._after(unit.convolved, block.scope)
+        if reached is not None:
+            yield self._spot(block, "branch", tail, reached, unit)
+
+    def _at_branch_end(self, block: Block, residual: Residual) -> Iterator[Spot]:
+        """Where the branch does not end in a convolution unit: its end, before drop path."""
+        call = residual.call
+        end = original(residual.branch, call)
+        if _unmoved(end, call) in {_unmoved(unit.tail(call), call) for unit in block.units}:
+            return
+        reached = self._after(end, call) or self._before(end, call)
+        if reached is not None:
+            yield self._spot(block, "branch", end, reached)
+
+    def _on_skip(self, block: Block, residual: Residual) -> Iterator[Spot]:
+        """On a projection or an identity module if there is one, else on the block's input, hidden from the branch."""
+        if residual.skip.readers == [residual.join]:
+            reached = self._after(residual.skip, residual.call, outermost=True)
+            if reached is not None:
+                yield self._spot(block, "skip", residual.skip, reached)
+                return
+        fork = original(residual.skip, residual.call)
+        unmasked = self._branch_readers(fork, residual)
+        if unmasked is None:
+            return
+        for key, value in residual.call.arguments.items():
+            if value is fork:
+                reached = _Reached(residual.call.name, "before", key)
+                break
+        else:
+            found = self._after(fork, residual.call, outermost=True)
+            if found is None:
+                return
+            reached = found
+        yield self._spot(block, "skip", fork, replace(reached, unmasked=unmasked))
+
+    def _at_output(self, block: Block) -> Iterator[Spot]:
+        key, value = block.output
+        if block.residuals or len(block.units) > 1:
+            if block.name:
+                yield self._spot(block, "output", value, _Reached(block.name, "after", key))
+        else:
+            for spot in self._after_unit(block, block.units[0]):
+                yield replace(spot, where="output")
+
+    def _after(self, value: Value, scope: Call, outermost: bool = False) -> _Reached | None:
+        """A module inside `scope`, called once there, that puts out `value`; by default the innermost.
+
+        If there is none, one that puts it out after identities inside it have handed it on.
+        """
+        while True:
+            producers = self._put_out_by[value]
+            for call, key in producers if outermost else reversed(producers):
+                if scope.encloses(call) and self._is_only_call(call, scope) and (outermost or not _is_identity(call)):
+                    return _Reached(call.name, "after", key)
+            if len(value.readers) != 1 or value.readers[0].kind not in SAME_VALUES:
+                return None
+            value = value.readers[0].outputs[0]
+
+    def _before(self, value: Value, scope: Call) -> _Reached | None:
+        """A module inside `scope`, called once there, that alone reads `value`."""
+        readers = {call: key for op in value.readers for call, key in [self._reading_call(value, op, scope)]}
+        if len(readers) != 1:
+            return None
+        [(call, key)] = readers.items()
+        return _Reached(call.name, "before", key) if call and self._is_only_call(call, scope) else None
+
+    def _slot(self, value: Value, scope: Call) -> _Reached | None:
+        """The identity that waits for a DropBlock on the way to an activation whose input is `value`."""
+        while value.producer is not None and value.producer.kind in SAME_VALUES:
+            call = value.producer.call
+            if call.name.rpartition(".")[2] == _SLOT and type(call.module) is nn.Identity:
+                return _Reached(call.name, "slot", None) if self._is_only_call(call, scope) else None
+            value = value.producer.inputs[0]
+        return None
+
+    def _branch_readers(self, fork: Value, residual: Residual) -> tuple[Argument, ...] | None:
+        """The arguments through which all but the shortcut read `fork`; None if it is also read otherwise."""
+        readers = set()
+        on_skip = _handed_on(residual.skip)
+        for op in fork.readers:
+            if op is residual.join or op in on_skip or not residual.call.contains(op):
+                continue
+            call, key = self._reading_call(fork, op, residual.call)
+            if call is None or key is None:
+                return None
+            readers.add(Argument(call.name, key))
+        return tuple(sorted(readers, key=lambda argument: (argument.module, str(argument.key))))
+
+    def _reading_call(self, value: Value, op: Op, scope: Call) -> tuple[Call | None, Key]:
+        """The outermost call inside `scope` that was given the `value` which `op` reads, and as which argument."""
+        found: tuple[Call | None, Key] = None, None
+        call: Call | None = op.call
+        while call is not None and call is not scope:
+            for key, argument in call.arguments.items():
+                if argument is value:
+                    found = call, key
+            call = call.parent
+        return found
+
+    def _is_only_call(self, call: Call, scope: Call) -> bool:
+        return sum(scope.encloses(other) for other in self._calls_of[call.name]) == 1
+
+    def _spot(
+        self,
+        block: Block,
+        where: Where,
+        value: Value,
+        reached: _Reached,
+        unit: Unit | None = None,
+        host: str | None = None,
+    ) -> Spot:
+        feature_map = self._geometry.map_of(value.shape)
+        assert feature_map is not None  # spots are on feature maps by construction
+        if reached.point == "slot":
+            owner, _, attribute = reached.host.rpartition(".")
+        else:
+            owner = self._owner(block, unit, reached)
+            attribute = self._free_attribute(owner, where)
+        splice = Splice(owner, attribute, reached.host, reached.point, reached.key, reached.unmasked)
+        return Spot(where, host or reached.host, feature_map, splice)
+
+    def _owner(self, block: Block, unit: Unit | None, reached: _Reached) -> str:
+        """The module to register a DropBlock on: the block, unless that runs whatever is registered on it.
+
+        Not the normalisation beside it: who freezes that with ``norm.eval()`` would switch the DropBlock off.
+        """
+        convolutions = [u.op.call.name for u in ([unit] if unit else block.units)]
+        for name in (block.name, *convolutions):
+            if not isinstance(self._calls_of[name][0].module, CONTAINERS):
+                return name
+        return reached.host
+
+    def _free_attribute(self, owner: str, where: Where) -> str:
+        self._attributes[owner, where] += 1
+        number = self._attributes[owner, where]
+        attribute = f"drop_{where}{number if number > 1 or where == 'branch' else ''}"
+        while hasattr(self._calls_of[owner][0].module, attribute):
+            attribute += "_"
+        return attribute
+
+
+def _is_identity(call: Call) -> bool:
+    """Whether a call did nothing but hand on its argument."""
+    output = call.outputs.get(None)
+    return output is not None and original(output, call) in call.arguments.values()
+
+
+def _unmoved(value: Value, inside: Call) -> Value:
+    """The value this one has the numbers of, whatever the order of the axes."""
+    return original(value, inside, SAME_VALUES | MOVES)
+
+
+def _handed_on(value: Value) -> set[Op]:
+    """The identities and copies through which `value` was handed on last."""
+    ops = set()
+    while value.producer is not None and value.producer.kind in SAME_VALUES:
+        ops.add(value.producer)
+        value = value.producer.inputs[0]
+    return ops

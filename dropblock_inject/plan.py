@@ -1,0 +1,331 @@
+"""From a request to the sites it means, and on to the injected model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, overload
+
+from torch import nn
+
+from .calibration import block_size_in_force
+from .errors import AlreadyInjectedError, CompiledModelError, DropBlockTypeError, DropBlockValueError, NoMatchError
+from .functional import BlockSize, check_arguments
+from .matching import Pattern, check_pattern, closest, entries_of, matches
+from .placement import Placement, Spot
+from .sites import Site, Where
+from .stages import Stage, Trunk, find_trunk
+from .surgery import injected, splice, unsplice
+from .table import render
+
+_WHERE: dict[str, tuple[Where, ...]] = {
+    "paper": ("branch", "skip"),
+    "branch": ("branch",),
+    "skip": ("skip",),
+    "output": ("output",),
+}
+_DROP_PER_STAGE = 4  # the authors' rule: each stage further up drops a quarter as much
+
+
+class _Sites(Sequence[Site]):
+    """A sequence of sites; its str() is a table."""
+
+    def __init__(self, model: nn.Module, sites: Iterable[Site], image_size: tuple[int, ...]) -> None:
+        self.model = model
+        self._sites = tuple(sites)
+        self._image_size = image_size
+
+    @overload
+    def __getitem__(self, index: int) -> Site: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Site]: ...
+    def __getitem__(self, index: int | slice) -> Site | Sequence[Site]:
+        return self._sites[index]
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} sites in {type(self.model).__name__}>"
+
+    def __str__(self) -> str:
+        return render(type(self.model).__name__, self._sites, self._image_size)
+
+
+class InjectionReport(_Sites):
+    """What was injected: a sequence of :class:`Site`; its ``str()`` is a table."""
+
+
+class InjectionPlan(_Sites):
+    """What would be injected: a sequence of :class:`Site`; its ``str()`` is a table."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Iterable[Site],
+        image_size: tuple[int, ...],
+        block_size: BlockSize,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__(model, sites, image_size)
+        self._block_size = block_size
+        self._options = options
+
+    def apply(self) -> InjectionReport:
+        """Carries the plan out, all or nothing.
+
+        Raises:
+            AlreadyInjectedError, CompiledModelError: the model has been injected or compiled since.
+        """
+        _check_model(self.model)
+        splice(self.model, self._sites, self._block_size, self._options)
+        return InjectionReport(self.model, self._sites, self._image_size)
+
+
+def inject_dropblock(
+    model: nn.Module,
+    stages: int | Sequence[int] = (3, 4),
+    *,
+    keep_prob: float | Mapping[int, float] = 0.9,
+    block_size: BlockSize = 7,
+    where: str | Sequence[str] = "paper",
+    include: Pattern = None,
+    exclude: Pattern = None,
+    depth_scaling: bool = True,
+    example_input: Any = None,
+    strict: bool = True,
+    **layer_options: Any,
+) -> InjectionReport:
+    """Puts DropBlocks into a built model, in place. Checkpoint keys, eval output and parameters stay as they are.
+
+    The defaults are those of the paper (arXiv 1810.12890, section 4.1: groups 3 and 4 of a ResNet, block 7, keep 0.9,
+    after each convolution and on the shortcuts) and of its authors' code. It is
+    ``plan_dropblock(...).apply()``: all or nothing.
+
+    The order of things: load weights, convert to SyncBatchNorm, inject, then compile or wrap in DDP or FSDP, then
+    build the optimizer and attach a :class:`KeepProbSchedule`.
+
+    Args:
+        model: any network with a convolutional trunk, in any mode, on any device.
+        stages: which stages, as :func:`find_stages` counts them; negative from the deepest: -1 is the last.
+        keep_prob: share of the feature map to keep in the deepest stage, in (0, 1]; or a mapping
+            ``{stage: keep_prob}``, taken as it is.
+        block_size: as in :func:`drop_block`.
+        where: ``"branch"``: after each convolution unit of a block (and at the branch's end where that is something
+            else); ``"skip"``: on the shortcut, identity or projected, unseen by the branch; ``"output"``: after the
+            addition and its activation; ``"paper"``: branch and skip; or a sequence of them.
+        include, exclude: name patterns over the sites; a site has the names of its DropBlock, its host and its block.
+            A string is an exact name, a dotted suffix, a shell wildcard, or a regular expression after ``"re:"``;
+            a sequence of strings means any of them; a callable is asked ``(name of the site, host module)``.
+        depth_scaling: with a float `keep_prob`, let each stage further up drop a quarter as much, which is the
+            authors' rule: ``1 - (1 - keep_prob) / 4 ** (deepest - stage)``.
+        example_input: see :func:`find_stages`.
+        strict: if True a stage or pattern that matches nothing is an error, else it is passed over.
+        layer_options: `per_channel`, `rescale`, `calibrated`, `generator`, `inplace` of :class:`DropBlock`.
+
+    Returns:
+        A sequence of :class:`Site`; ``print()`` shows it as a table.
+
+    Raises:
+        DropBlockTypeError, DropBlockValueError: an argument is of a wrong type or out of range.
+        NoTrunkError, TraceError: see :func:`find_stages`.
+        NoMatchError: a stage or pattern matches nothing.
+        AlreadyInjectedError: the model has injected DropBlocks.
+        CompiledModelError: the model is compiled or scripted.
+    """
+    return plan_dropblock(
+        model,
+        stages,
+        keep_prob=keep_prob,
+        block_size=block_size,
+        where=where,
+        include=include,
+        exclude=exclude,
+        depth_scaling=depth_scaling,
+        example_input=example_input,
+        strict=strict,
+        **layer_options,
+    ).apply()
+
+
+def plan_dropblock(
+    model: nn.Module,
+    stages: int | Sequence[int] = (3, 4),
+    *,
+    keep_prob: float | Mapping[int, float] = 0.9,
+    block_size: BlockSize = 7,
+    where: str | Sequence[str] = "paper",
+    include: Pattern = None,
+    exclude: Pattern = None,
+    depth_scaling: bool = True,
+    example_input: Any = None,
+    strict: bool = True,
+    **layer_options: Any,
+) -> InjectionPlan:
+    """What :func:`inject_dropblock` would do with the same arguments; changes nothing."""
+    _check_model(model)
+    kinds = _kinds(where)
+    _check_layer_options(keep_prob, block_size, layer_options)
+    check_pattern("include", include)
+    check_pattern("exclude", exclude)
+    trunk = find_trunk(model, example_input)
+    chosen = _choose_stages(trunk.stages, stages, strict)
+    deepest = trunk.stages[-1].index
+    targets = _targets(keep_prob, [stage.index for stage in chosen], deepest, depth_scaling)
+    sites = [
+        _site(spot, block, stage, block_size, targets[stage.index])
+        for stage, block, spot in _spots(trunk, chosen)
+        if spot.where in kinds
+    ]
+    if not sites:
+        raise NoMatchError(
+            f"where={where!r} finds no site in stages {[stage.index for stage in chosen]} of {type(model).__name__}: "
+            "a network without shortcuts has no 'skip'; try where='branch' or 'output'"
+        )
+    sites = _choose_sites(model, sites, include, exclude, strict)
+    return InjectionPlan(model, sites, trunk.geometry.image_size, block_size, layer_options)
+
+
+def remove_dropblock(model: nn.Module) -> int:
+    """Takes every injected DropBlock out again and restores the model exactly; returns how many there were.
+
+    Does nothing to a model without any. Works on a copy and on an unpickled model as on the original. DropBlock layers
+    that are part of the model's own code stay.
+    """
+    if not isinstance(model, nn.Module):
+        raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return unsplice(model)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    name = type(model).__name__
+    already = injected(model)
+    if already:
+        raise AlreadyInjectedError(
+            f"{name} has {len(already)} injected DropBlocks already (the first is {already[0].name}); call "
+            "remove_dropblock(model) before injecting anew, or set keep_prob on the sites"
+        )
+    for module in model.modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise CompiledModelError(
+                f"{name} is compiled, and a compiled model ignores hooks that are added later; inject first, then "
+                "compile: inject_dropblock(model, ...); model = torch.compile(model)"
+            )
+        if hasattr(module, "_c") and hasattr(module, "code"):
+            raise CompiledModelError(
+                f"{name} holds a module compiled by torch.jit, into which nothing can be put; inject into the "
+                "original module"
+            )
+
+
+def _check_layer_options(keep_prob: Any, block_size: BlockSize, options: dict[str, Any]) -> None:
+    allowed = ("per_channel", "rescale", "calibrated", "generator", "inplace")
+    for name in options:
+        if name not in allowed:
+            raise DropBlockTypeError(
+                f"unknown argument {name!r}; the layer options are {', '.join(allowed)}"
+                + (" (channel_dim is found by itself)" if name == "channel_dim" else "")
+            )
+    for value in keep_prob.values() if isinstance(keep_prob, Mapping) else [keep_prob]:
+        check_arguments(value, block_size, options.get("rescale", "batch"))
+
+
+def _kinds(where: str | Sequence[str]) -> set[Where]:
+    asked = [where] if isinstance(where, str) else where
+    if not isinstance(asked, Sequence) or not asked or not all(kind in _WHERE for kind in asked):
+        raise DropBlockValueError(f"where must be {', '.join(map(repr, _WHERE))} or a sequence of them, got {where!r}")
+    return {kind for entry in asked for kind in _WHERE[entry]}
+
+
+def _choose_stages(stages: list[Stage], asked: int | Sequence[int], strict: bool) -> list[Stage]:
+    by_index = {stage.index: stage for stage in stages}
+    wanted = [asked] if isinstance(asked, int) else asked
+    if not isinstance(wanted, Sequence) or not wanted or any(type(index) is not int for index in wanted):
+        raise DropBlockTypeError(f"stages must be an int or a sequence of ints, got {asked!r}")
+    missing = [i for i in wanted if (i not in by_index if i >= 0 else -i > len(stages))]
+    if missing and strict:
+        lines = "\n".join(
+            f"  {stage.index}: reduction {stage.reduction}, {stage.channels} channels, {stage.blocks[0].name} to "
+            f"{stage.blocks[-1].name}"
+            for stage in stages
+        )
+        raise NoMatchError(f"no stage {', '.join(map(str, missing))} in the model; it has\n{lines}")
+    chosen = {i if i >= 0 else stages[i].index for i in wanted if i not in missing}
+    return [stage for stage in stages if stage.index in chosen]
+
+
+def _targets(
+    keep_prob: float | Mapping[int, float], stages: list[int], deepest: int, depth_scaling: bool
+) -> dict[int, float]:
+    """The target keep_prob of each chosen stage."""
+    if isinstance(keep_prob, Mapping):
+        absent = [stage for stage in stages if stage not in keep_prob]
+        if absent:
+            raise DropBlockValueError(
+                f"keep_prob={dict(keep_prob)!r} says nothing of stage {', '.join(map(str, absent))}, which is among "
+                "those asked for"
+            )
+        return {stage: float(keep_prob[stage]) for stage in stages}
+    if not depth_scaling:
+        return dict.fromkeys(stages, float(keep_prob))
+    return {stage: 1 - (1 - keep_prob) / _DROP_PER_STAGE ** (deepest - stage) for stage in stages}
+
+
+def _spots(trunk: Trunk, chosen: list[Stage]) -> Iterable[tuple[Stage, str, Spot]]:
+    placement = Placement(trunk.trace, trunk.geometry)
+    for stage, blocks in zip(trunk.stages, trunk.blocks, strict=True):
+        if stage in chosen:
+            for block in blocks:
+                for spot in placement.spots(block):
+                    yield stage, block.name, spot
+
+
+def _site(spot: Spot, block: str, stage: Stage, block_size: BlockSize, keep_prob: float) -> Site:
+    at = spot.splice
+    size = spot.map.size
+    if isinstance(block_size, Sequence) and len(block_size) != len(size):
+        raise DropBlockValueError(
+            f"block_size={tuple(block_size)} has {len(block_size)} entries, but the feature maps have {len(size)} "
+            "spatial axes; give one entry per spatial axis, or one int"
+        )
+    return Site(
+        name=f"{at.owner}.{at.attribute}".lstrip("."),
+        host=spot.host,
+        block=block,
+        stage=stage.index,
+        where=spot.where,
+        channels=spot.map.channels,
+        map_size=size,
+        block_size=block_size_in_force(block_size, size),
+        keep_prob=keep_prob,
+        channel_dim=spot.map.channel_dim,
+        splice=at,
+    )
+
+
+def _choose_sites(model: nn.Module, sites: list[Site], include: Pattern, exclude: Pattern, strict: bool) -> list[Site]:
+    def fits(site: Site, pattern: Pattern) -> bool:
+        if pattern is not None and callable(pattern):
+            return bool(pattern(site.name, model.get_submodule(site.splice.host)))
+        return any(matches(entry, name) for entry in entries_of(pattern) for name in _names(site))
+
+    if strict:
+        names = [name for site in sites for name in _names(site)]
+        for argument, pattern in (("include", include), ("exclude", exclude)):
+            for entry in entries_of(pattern):
+                if not any(matches(entry, name) for name in names):
+                    raise NoMatchError(
+                        f"{argument}={entry!r} matches none of the {len(sites)} sites in the chosen stages; closest: "
+                        f"{', '.join(closest(entry, names))}. print(plan_dropblock(model)) lists them all"
+                    )
+    kept = [
+        s for s in sites if (include is None or fits(s, include)) and not (exclude is not None and fits(s, exclude))
+    ]
+    if not kept and strict:
+        raise NoMatchError(f"include={include!r} and exclude={exclude!r} together leave none of the {len(sites)} sites")
+    return kept
+
+
+def _names(site: Site) -> tuple[str, str, str]:
+    return site.name, site.host, site.block

@@ -1,0 +1,64 @@
+"""What to call a model with in order to trace it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from .errors import NoTrunkError, TraceError
+from .geometry import Geometry
+from .trace import Trace, trace_forward
+
+_PIXELS = 224
+_SIZES = {1: (1024,), 2: (_PIXELS, _PIXELS), 3: (16, 112, 112)}  # by spatial rank: signal, image, video
+
+
+def trace_model(model: nn.Module, example_input: Any = None) -> Trace:
+    """Traces a model on `example_input`, or on an input that fits its first convolution.
+
+    Raises:
+        NoTrunkError: no convolution to go by.
+        TraceError: the forward pass failed before any convolution ran.
+    """
+    args, kwargs = _as_call(example_input) if example_input is not None else ((_made_up_input(model),), {})
+    trace = trace_forward(model, args, kwargs)
+    if trace.error is not None and Geometry.of(trace) is None:
+        shapes = ", ".join(str(tuple(value.shape)) for value in trace.inputs)
+        problem = f"{type(trace.error).__name__}: {trace.error}"
+        raise TraceError(
+            f"{type(model).__name__} could not be traced with an input of shape {shapes}: {problem}. "
+            "Pass example_input=: a tensor with its batch axis, a tuple of positional arguments, or a dict of keyword "
+            "arguments, just what model(...) is called with; only shapes and dtypes matter"
+        ) from trace.error
+    return trace
+
+
+def _as_call(example_input: Any) -> tuple[tuple, dict[str, Any]]:
+    if isinstance(example_input, dict):
+        return (), example_input
+    if isinstance(example_input, tuple):
+        return example_input, {}
+    return (example_input,), {}
+
+
+def _made_up_input(model: nn.Module) -> torch.Tensor:
+    convolution = next(_convolutions(model), None)
+    if convolution is None:
+        raise NoTrunkError(
+            f"no convolution in {type(model).__name__}: DropBlock drops parts of the feature maps of a convolutional "
+            "network; for a transformer use drop path (stochastic depth)"
+        )
+    channels, size = convolution.in_channels, _SIZES[len(convolution.kernel_size)]
+    config = getattr(model, "pretrained_cfg", None)  # timm models say which input they were made for
+    declared = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
+    if isinstance(declared, tuple | list) and len(declared) == len(size) + 1:
+        channels, size = declared[0], tuple(declared[1:])
+    return torch.empty(1, channels, *size, device="meta", dtype=convolution.weight.dtype)
+
+
+def _convolutions(model: nn.Module) -> Iterator[_ConvNd]:
+    return (module for module in model.modules() if isinstance(module, _ConvNd))

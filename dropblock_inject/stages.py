@@ -1,0 +1,134 @@
+"""Stages: the resolution levels of the trunk, numbered as the paper numbers the groups of a ResNet."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from math import log2
+from typing import Any
+
+from torch import nn
+
+from .blocks import Block, find_blocks
+from .errors import DropBlockTypeError, NoTrunkError
+from .geometry import Geometry
+from .probe import trace_model
+from .trace import Trace
+
+_DEEPEST_STAGE = 4
+_DEEPEST_LEVEL = 5  # log2 of reduction 32
+
+
+@dataclass(frozen=True)
+class StageBlock:
+    """A residual block of a stage, or a convolution unit where there is none: the dotted name of its module."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One resolution level of a model's trunk.
+
+    Attributes:
+        index: its number, see :func:`find_stages`.
+        blocks: its blocks, shallow to deep; each has the dotted `name` of its module.
+        reduction: image size over map size, as it would be without dilation.
+        channels: channels that its last block puts out.
+        map_size: spatial size of its feature maps, in pixels, for the input the model was traced with.
+    """
+
+    index: int
+    blocks: tuple[StageBlock, ...]
+    reduction: int
+    channels: int
+    map_size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A model's stages, the traced blocks of each, and the trace they were found in."""
+
+    stages: list[Stage]
+    blocks: list[list[Block]]
+    trace: Trace
+    geometry: Geometry
+
+
+def find_stages(model: nn.Module, example_input: Any = None) -> list[Stage]:
+    """The stages of a model, shallow to deep, found by one shape-only forward pass; the model is not touched.
+
+    A stage is one resolution level of the trunk: of the residual blocks and of the convolution blocks beside them.
+    Stage k is the level at reduction 2^(k+1). Where the deepest level is not at 32: if it is deeper, or if there are
+    four levels or more, the deepest is stage 4 and the others count back from it; otherwise they count 1, 2, 3 from
+    the shallowest. Dilation does not merge stages.
+
+    Args:
+        model: any network with a convolutional trunk.
+        example_input: what to call the model with: a tensor (batch included), a tuple of positional arguments or a
+            dict of keyword arguments. Only shapes and dtypes matter. Default: one image of the size the model
+            declares, or 224 pixels.
+
+    Raises:
+        DropBlockTypeError: `model` is not a module.
+        NoTrunkError: it has no convolutional trunk.
+        TraceError: the forward pass failed before the trunk; `example_input` is the way out.
+    """
+    return find_trunk(model, example_input).stages
+
+
+def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
+    """The stages as :func:`find_stages` returns them, with what they were found from."""
+    if not isinstance(model, nn.Module):
+        raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    trace = trace_model(model, example_input)
+    geometry = Geometry.of(trace)
+    found = find_blocks(trace, geometry) if geometry else []
+    if geometry is None or not found:
+        raise NoTrunkError(
+            f"no convolutional trunk in {type(model).__name__}: its forward pass has neither residual blocks nor "
+            "convolution units on feature maps, which is what DropBlock drops parts of. For a transformer use drop "
+            "path (stochastic depth)"
+        )
+    by_level: dict[int, list[Block]] = defaultdict(list)
+    for block, level in zip(found, _levels_without_dilation(found), strict=True):
+        by_level[level].append(block)
+    levels = sorted(by_level)
+    stages = [
+        Stage(
+            index,
+            tuple(StageBlock(block.name) for block in by_level[level]),
+            2**level,
+            by_level[level][-1].map.channels,
+            Counter(block.map.size for block in by_level[level]).most_common(1)[0][0],
+        )
+        for index, level in zip(_numbers(levels), levels, strict=True)
+    ]
+    return Trunk(stages, [by_level[level] for level in levels], trace, geometry)
+
+
+def _numbers(levels: list[int]) -> list[int]:
+    """The stage numbers of the levels of a trunk."""
+    if levels[-1] == _DEEPEST_LEVEL:
+        return [level - 1 for level in levels]
+    if levels[-1] > _DEEPEST_LEVEL or len(levels) >= _DEEPEST_STAGE:
+        return list(range(_DEEPEST_STAGE + 1 - len(levels), _DEEPEST_STAGE + 1))
+    return list(range(1, len(levels) + 1))
+
+
+def _levels_without_dilation(blocks: list[Block]) -> list[int]:
+    """log2 of the reduction each block would have if its stride had not been traded for dilation.
+
+    The first block of a dilated stage still has the dilation of the stage before, so that the largest among the
+    blocks with the same parent and channels counts; relative to the smallest of all, for some networks are dilated
+    everywhere.
+    """
+
+    def group(block: Block) -> tuple[str, int]:
+        return block.name.rpartition(".")[0], block.map.channels
+
+    largest: dict[tuple[str, int], int] = defaultdict(int)
+    for block in blocks:
+        largest[group(block)] = max(largest[group(block)], block.dilation)
+    smallest = min(largest.values())
+    return [block.map.level + round(log2(largest[group(block)] / smallest)) for block in blocks]

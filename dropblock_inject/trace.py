@@ -1,0 +1,260 @@
+"""One shape-only forward pass of a copy of the model: which module ran, what it read, what it put out.
+
+The copy has the structure of the model and parameters and buffers without data ("meta" tensors), so the pass costs
+neither memory nor arithmetic and the model itself is never touched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SHARED_WRITE = "shared_write"  # the kind of the operation that carries a write to the other views of the same memory
+
+Key = int | str | None  # an argument's position or name, an output's place in a tuple; None: the output itself
+
+
+@dataclass(eq=False)
+class Value:
+    """One tensor at one moment: an operation that writes in place makes a new value."""
+
+    shape: tuple[int, ...]
+    producer: Op | None
+    readers: list[Op] = field(default_factory=list, repr=False)
+
+
+@dataclass(eq=False)
+class Op:
+    """One operation on tensors that depend on the model's input.
+
+    Attributes:
+        index: its place in the order of execution.
+        kind: its name without namespace and without the underscore of the in-place form: ``add``, ``convolution``.
+        inputs: the tensors it reads, weights left out.
+        call: the innermost module call it happens in.
+        constants: its arguments that are not tensors that depend on the input; weights are among them.
+    """
+
+    index: int
+    kind: str
+    inputs: tuple[Value, ...]
+    outputs: list[Value]
+    call: Call
+    constants: tuple[Any, ...] = field(repr=False)
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        name: dotted name of the module.
+        parent: the call it happens in; None for the model.
+        first, last: the operations inside it are those with ``first <= index < last``.
+        arguments, outputs: the tensors among them.
+    """
+
+    name: str
+    module: nn.Module
+    parent: Call | None
+    first: int
+    last: int = 0
+    arguments: dict[int | str, Value] = field(default_factory=dict, repr=False)
+    outputs: dict[int | str | None, Value] = field(default_factory=dict, repr=False)
+
+    def contains(self, op: Op) -> bool:
+        return self.first <= op.index < self.last
+
+    def encloses(self, other: Call) -> bool:
+        """Whether `other` happens inside this call; a call does not enclose itself."""
+        parent = other.parent
+        while parent is not None and parent is not self:
+            parent = parent.parent
+        return parent is self
+
+
+@dataclass(eq=False)
+class Trace:
+    """The record of one forward pass.
+
+    Attributes:
+        calls, ops: in the order in which they began.
+        inputs: the tensors given to the model.
+        error: what ended the pass early, if anything did: the record then goes as far as that.
+    """
+
+    calls: list[Call]
+    ops: list[Op]
+    inputs: list[Value]
+    error: Exception | None = None
+
+
+def trace_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trace:
+    """Runs `model` once in eval mode on `args` and `kwargs` (tensors in them give shape and dtype only)."""
+    twin = meta_copy(model).eval()
+    args, kwargs = _to_meta(args), _to_meta(kwargs)
+    recorder = _Recorder()
+    for tensor in _tensors((args, kwargs)):
+        recorder.add_input(tensor)
+    for name, module in twin.named_modules():
+        module.register_forward_pre_hook(recorder.entering(name), with_kwargs=True)
+        module.register_forward_hook(recorder.leaving, with_kwargs=True)
+    error = None
+    with torch.random.fork_rng(devices=()), torch.no_grad(), torch.device("meta"), recorder:
+        try:
+            twin(*args, **kwargs)
+        except Exception as problem:  # whatever the model's own code raises on tensors without data
+            error = problem
+    recorder.close()
+    return Trace(recorder.calls, recorder.ops, recorder.inputs, error)
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A deep copy of which every tensor is on the meta device."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    with _TensorsCopiedToMeta():
+        return copy.deepcopy(model, memo)
+
+
+class _TensorsCopiedToMeta(TorchFunctionMode):
+    """Within it, ``deepcopy`` of a tensor that is neither parameter nor buffer gives a meta tensor too."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__:
+            return torch.empty_like(args[0], device="meta")
+        return func(*args, **(kwargs or {}))
+
+
+class _Recorder(TorchDispatchMode):
+    """Sees every operation, down to those inside compound functions, and the module calls around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.ops: list[Op] = []
+        self.inputs: list[Value] = []
+        self._stack: list[Call] = []
+        self._tensors: dict[int, tuple[Tensor, Value]] = {}  # holds the tensors, so that ids stay unique
+        self._by_storage: dict[int, list[Tensor]] = defaultdict(list)
+
+    def add_input(self, tensor: Tensor) -> None:
+        self.inputs.append(self._new_value(tensor, None))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        inputs = [self._tensors[id(t)][1] for t in _tensors((args, kwargs)) if id(t) in self._tensors]
+        output = func(*args, **kwargs)
+        if inputs and self._stack:
+            constants = tuple(a for a in args if not (isinstance(a, Tensor) and id(a) in self._tensors))
+            kind = func._schema.name.partition("::")[2].rstrip("_")
+            op = Op(len(self.ops), kind, tuple(inputs), [], self._stack[-1], constants)
+            self.ops.append(op)
+            for value in inputs:
+                value.readers.append(op)
+            written = [t for index in _written(func) if index < len(args) for t in _tensors((args[index],))]
+            for tensor in written:
+                self._rewrite(tensor, op)
+            for tensor in _tensors((output,)):
+                if not any(tensor is t for t in written):
+                    op.outputs.append(self._new_value(tensor, op))
+        return output
+
+    def _new_value(self, tensor: Tensor, producer: Op | None) -> Value:
+        if id(tensor) not in self._tensors:
+            self._by_storage[tensor.untyped_storage()._cdata].append(tensor)
+        value = Value(tuple(tensor.shape), producer)
+        self._tensors[id(tensor)] = tensor, value
+        return value
+
+    def _rewrite(self, tensor: Tensor, op: Op) -> None:
+        """A tensor is written in place: it and all that share its memory have new values."""
+        written = self._new_value(tensor, op)
+        op.outputs.append(written)
+        for other in self._by_storage[tensor.untyped_storage()._cdata]:
+            if other is not tensor:
+                # An operation that the model did not ask for, so that it does not count among the readers.
+                through = Op(len(self.ops), SHARED_WRITE, (self._tensors[id(other)][1], written), [], op.call, ())
+                self.ops.append(through)
+                through.outputs.append(self._new_value(other, through))
+
+    def entering(self, name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            call = Call(name, module, self._stack[-1] if self._stack else None, len(self.ops))
+            call.arguments = self._known({**dict(enumerate(args)), **kwargs})
+            self.calls.append(call)
+            self._stack.append(call)
+
+        return hook
+
+    def leaving(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        call = self._stack[-1]
+        if isinstance(output, Tensor) and self._value(output) in call.arguments.values():
+            # An identity module: what it hands on gets a value of its own, to tell it from what it was given.
+            output = torch.ops.aten.alias(output)
+        self._stack.pop()
+        call.last = len(self.ops)
+        if isinstance(output, Tensor):
+            call.outputs = self._known({None: output})
+        elif isinstance(output, dict):
+            call.outputs = self._known(output)
+        elif isinstance(output, tuple | list):
+            call.outputs = self._known(dict(enumerate(output)))
+        return output
+
+    def close(self) -> None:
+        """Ends the calls that an error left open."""
+        while self._stack:
+            self._stack.pop().last = len(self.ops)
+
+    def _value(self, tensor: Tensor) -> Value | None:
+        return self._tensors[id(tensor)][1] if id(tensor) in self._tensors else None
+
+    def _known(self, entries: dict) -> dict:
+        values = {key: self._value(entry) for key, entry in entries.items() if isinstance(entry, Tensor)}
+        return {key: value for key, value in values.items() if value is not None}
+
+
+_WRITTEN: dict[Any, tuple[int, ...]] = {}
+
+
+def _written(func: Any) -> tuple[int, ...]:
+    """Positions of the arguments that an operation writes in place."""
+    if func not in _WRITTEN:
+        arguments = func._schema.arguments
+        _WRITTEN[func] = tuple(i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write)
+    return _WRITTEN[func]
+
+
+def _tensors(nested: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts."""
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, dict):
+        for entry in nested.values():
+            yield from _tensors(entry)
+    elif isinstance(nested, tuple | list):
+        for entry in nested:
+            yield from _tensors(entry)
+
+
+def _to_meta(nested: Any) -> Any:
+    if isinstance(nested, Tensor):
+        return torch.empty_like(nested, device="meta")
+    if isinstance(nested, dict):
+        return type(nested)({key: _to_meta(entry) for key, entry in nested.items()})
+    if isinstance(nested, tuple | list):
+        entries = [_to_meta(entry) for entry in nested]
+        return type(nested)(*entries) if hasattr(nested, "_fields") else type(nested)(entries)
+    return nested
