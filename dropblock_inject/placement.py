@@ -90,26 +90,24 @@ class Placement:
             yield self._spot(block, "branch", end, reached)
 
     def _on_skip(self, block: Block, residual: Residual) -> Iterator[Spot]:
-        """On a projection or an identity module if there is one, else on the block's input, hidden from the branch."""
-        if residual.skip.readers == [residual.join]:
-            reached = self._after(residual.skip, residual.call, outermost=True)
-            if reached is not None:
-                yield self._spot(block, "skip", residual.skip, reached)
+        """As near to the addition as there is a module to hook: a projection, an identity, else the block's input.
+
+        What the branch reads of the same tensor is given to it unmasked.
+        """
+        call = residual.call
+        value: Value = residual.skip
+        passed = {residual.join}
+        while True:
+            unmasked = self._other_readers(value, passed, call)
+            reached = self._put_out(value, call) or _given(value, call)
+            if reached is not None and unmasked is not None:
+                yield self._spot(block, "skip", value, replace(reached, unmasked=unmasked))
                 return
-        fork = original(residual.skip, residual.call)
-        unmasked = self._branch_readers(fork, residual)
-        if unmasked is None:
-            return
-        for key, value in residual.call.arguments.items():
-            if value is fork:
-                reached = _Reached(residual.call.name, "before", key)
-                break
-        else:
-            found = self._after(fork, residual.call, outermost=True)
-            if found is None:
+            op = value.producer
+            if op is None or not call.contains(op) or len(op.inputs) != 1:
                 return
-            reached = found
-        yield self._spot(block, "skip", fork, replace(reached, unmasked=unmasked))
+            passed.add(op)
+            value = op.inputs[0]
 
     def _at_output(self, block: Block) -> Iterator[Spot]:
         key, value = block.output
@@ -120,19 +118,25 @@ class Placement:
             for spot in self._after_unit(block, block.units[0]):
                 yield replace(spot, where="output")
 
-    def _after(self, value: Value, scope: Call, outermost: bool = False) -> _Reached | None:
-        """A module inside `scope`, called once there, that puts out `value`; by default the innermost.
+    def _after(self, value: Value, scope: Call) -> _Reached | None:
+        """The innermost module inside `scope`, called once there, that puts out `value`.
 
         If there is none, one that puts it out after identities inside it have handed it on.
         """
         while True:
-            producers = self._put_out_by[value]
-            for call, key in producers if outermost else reversed(producers):
-                if scope.encloses(call) and self._is_only_call(call, scope) and (outermost or not _is_identity(call)):
+            for call, key in reversed(self._put_out_by[value]):
+                if scope.encloses(call) and self._is_only_call(call, scope) and not _is_identity(call):
                     return _Reached(call.name, "after", key)
             if len(value.readers) != 1 or value.readers[0].kind not in SAME_VALUES:
                 return None
             value = value.readers[0].outputs[0]
+
+    def _put_out(self, value: Value, scope: Call) -> _Reached | None:
+        """The outermost module inside `scope`, called once there, that puts out just `value`; maybe an identity."""
+        for call, key in self._put_out_by[value]:
+            if scope.encloses(call) and self._is_only_call(call, scope):
+                return _Reached(call.name, "after", key)
+        return None
 
     def _before(self, value: Value, scope: Call) -> _Reached | None:
         """A module inside `scope`, called once there, that alone reads `value`."""
@@ -151,17 +155,18 @@ class Placement:
             value = value.producer.inputs[0]
         return None
 
-    def _branch_readers(self, fork: Value, residual: Residual) -> tuple[Argument, ...] | None:
-        """The arguments through which all but the shortcut read `fork`; None if it is also read otherwise."""
+    def _other_readers(self, value: Value, known: set[Op], scope: Call) -> tuple[Argument, ...] | None:
+        """The arguments through which all but the `known` operations in `scope` read `value`.
+
+        None if it is also read otherwise, by the code of the module itself.
+        """
         readers = set()
-        on_skip = _handed_on(residual.skip)
-        for op in fork.readers:
-            if op is residual.join or op in on_skip or not residual.call.contains(op):
-                continue
-            call, key = self._reading_call(fork, op, residual.call)
-            if call is None or key is None:
-                return None
-            readers.add(Argument(call.name, key))
+        for op in value.readers:
+            if op not in known and scope.contains(op):
+                call, key = self._reading_call(value, op, scope)
+                if call is None or key is None:
+                    return None
+                readers.add(Argument(call.name, key))
         return tuple(sorted(readers, key=lambda argument: (argument.module, str(argument.key))))
 
     def _reading_call(self, value: Value, op: Op, scope: Call) -> tuple[Call | None, Key]:
@@ -228,10 +233,9 @@ def _unmoved(value: Value, inside: Call) -> Value:
     return original(value, inside, SAME_VALUES | MOVES)
 
 
-def _handed_on(value: Value) -> set[Op]:
-    """The identities and copies through which `value` was handed on last."""
-    ops = set()
-    while value.producer is not None and value.producer.kind in SAME_VALUES:
-        ops.add(value.producer)
-        value = value.producer.inputs[0]
-    return ops
+def _given(value: Value, call: Call) -> _Reached | None:
+    """The call's own argument that `value` is."""
+    for key, argument in call.arguments.items():
+        if argument is value:
+            return _Reached(call.name, "before", key)
+    return None

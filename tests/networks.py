@@ -1,0 +1,134 @@
+"""The networks that the tests inject into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TORCHVISION = (
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnext50_32x4d",
+    "vgg16_bn",
+    "wide_resnet50_2",
+)
+TIMM = (
+    "convnext_tiny",
+    "efficientnet_b0",
+    "mobilenetv3_large_100",
+    "regnety_004",
+    "resnet18",
+    "resnet50",
+    "resnet50d",
+    "seresnext50_32x4d",
+    "tf_efficientnet_lite0",
+)
+
+
+class PaddedShortcutBlock(nn.Module):
+    """The block of the CIFAR ResNets, with the shortcut without weights ("option A"): strided and zero-padded."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride = stride
+        self.missing = outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.stride > 1 or self.missing:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.missing))
+        return F.relu(out + x)
+
+
+class CifarResNet(nn.Module):
+    """ResNet-(6n+2) for 32x32 images: three stages at full, half and quarter resolution."""
+
+    def __init__(self, blocks_per_stage: int = 2, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        inputs = 16
+        stages = []
+        for width, stride in ((16, 1), (32, 2), (64, 2)):
+            blocks = []
+            for index in range(blocks_per_stage):
+                blocks.append(PaddedShortcutBlock(inputs, width, stride if index == 0 else 1))
+                inputs = width
+            stages.append(nn.Sequential(*blocks))
+        self.stage1, self.stage2, self.stage3 = stages
+        self.fc = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def plain_conv_net(classes: int = 10) -> nn.Sequential:
+    """Convolution, batch norm, ReLU and pooling, four times, in one flat sequence."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for width in (16, 32, 64, 64):
+        layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers += [nn.MaxPool2d(2)]
+        inputs = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    return lambda: torchvision.models.get_model(name, num_classes=10)
+
+
+def _timm(name: str) -> Callable[[], nn.Module]:
+    return lambda: timm.create_model(name, num_classes=10)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    **{f"torchvision:{name}": _torchvision(name) for name in TORCHVISION},
+    **{f"timm:{name}": _timm(name) for name in TIMM},
+    "own:cifar_resnet": CifarResNet,
+    "own:plain_conv_net": plain_conv_net,
+}
+# One of each way to splice: after a module, in a slot, before the block, after a projection, channels last, in a
+# sequence that runs whatever is registered on it.
+EVERY_KIND = (
+    "own:cifar_resnet",
+    "own:plain_conv_net",
+    "timm:convnext_tiny",
+    "timm:resnet18",
+    "torchvision:efficientnet_b0",
+    "torchvision:resnet18",
+)
+
+
+def example_for(name: str) -> Tensor | None:
+    """What to plan with: small images for the networks made for them, else the default."""
+    return torch.empty(1, 3, 32, 32) if name.startswith("own:") else None
+
+
+def stages_of(name: str) -> tuple[int, ...]:
+    """The two deepest stages."""
+    return (-2, -1)
+
+
+def images_for(name: str, batch: int = 2) -> Tensor:
+    """A small batch that the network can train on."""
+    return torch.randn(batch, 3, *((32, 32) if name.startswith("own:") else (96, 96)))
