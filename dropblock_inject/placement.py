@@ -16,6 +16,7 @@ from .residuals import Residual, original
 from .sites import Argument, Splice, Where
 from .trace import Call, Key, Op, Trace, Value
 
+NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _SLOT = "drop_block"  # what timm calls the identity that waits for a DropBlock
 
 
@@ -197,29 +198,50 @@ class Placement:
         if reached.point == "slot":
             owner, _, attribute = reached.host.rpartition(".")
         else:
-            owner = self._owner(block, unit, reached)
+            owner = self._owner(block, unit, value, reached)
             attribute = self._free_attribute(owner, where)
         splice = Splice(owner, attribute, reached.host, reached.point, reached.key, reached.unmasked)
         return Spot(where, host or reached.host, feature_map, splice)
 
-    def _owner(self, block: Block, unit: Unit | None, reached: _Reached) -> str:
-        """The module to register a DropBlock on: the block, unless that runs whatever is registered on it.
+    def _owner(self, block: Block, unit: Unit | None, value: Value, reached: _Reached) -> str:
+        """The module to register a DropBlock on: one that runs with it, so that it shares mode and fate.
 
-        Not the normalisation beside it: who freezes that with ``norm.eval()`` would switch the DropBlock off.
+        The convolution of a unit, else the module it stands after. Not one that runs whatever is registered on it,
+        nor a normalisation: who freezes that with ``norm.eval()`` would switch the DropBlock off.
         """
-        convolutions = [u.op.call.name for u in ([unit] if unit else block.units)]
-        for name in (block.name, *convolutions):
-            if not isinstance(self._calls_of[name][0].module, CONTAINERS):
-                return name
-        return reached.host
+        convolution = _convolution_behind(value, block.scope)
+        candidates = [unit.op.call.name] if unit else [reached.host]
+        candidates += [convolution.call.name] if convolution else []
+        candidates += [block.name, *(u.op.call.name for u in block.units)]
+        return next(name for name in candidates if self._can_own(name))
+
+    def _can_own(self, name: str) -> bool:
+        call: Call | None = self._calls_of[name][0]
+        if call is None or isinstance(call.module, CONTAINERS):
+            return False
+        while call is not None:
+            if isinstance(call.module, NORM_MODULES):
+                return False
+            call = call.parent
+        return True
 
     def _free_attribute(self, owner: str, where: Where) -> str:
         self._attributes[owner, where] += 1
         number = self._attributes[owner, where]
-        attribute = f"drop_{where}{number if number > 1 or where == 'branch' else ''}"
+        attribute = f"drop_{where}{number if number > 1 else ''}"
         while hasattr(self._calls_of[owner][0].module, attribute):
             attribute += "_"
         return attribute
+
+
+def _convolution_behind(value: Value, scope: Call) -> Op | None:
+    """The convolution inside `scope` that `value` comes from by operations on a single tensor."""
+    op = value.producer
+    while op is not None and scope.contains(op) and len(op.inputs) == 1:
+        if op.kind == "convolution":
+            return op
+        op = op.inputs[0].producer
+    return None
 
 
 def _is_identity(call: Call) -> bool:

@@ -55,8 +55,8 @@ def dropblock_sites(model: nn.Module) -> list[SiteStatus]:
 def check_dropblock(model: nn.Module) -> None:
     """Raises if an injected DropBlock no longer takes part in the forward pass.
 
-    That happens when the module it stands after was replaced: ``SyncBatchNorm.convert_sync_batchnorm`` and module
-    fusion do that, and the DropBlock would go on being listed while it does nothing.
+    That happens when a module it hangs on was replaced: ``SyncBatchNorm.convert_sync_batchnorm`` and module fusion do
+    that, and the DropBlock would go on being listed while it does nothing.
 
     Raises:
         DeadSiteError: names the sites and the mend.

@@ -162,6 +162,7 @@ class SiteInModel(NamedTuple):
 
 def injected(model: nn.Module) -> list[SiteInModel]:
     """The injected DropBlocks of a model as it is now."""
+    drops = {id(hook.drop): hook.drop for _, _, hook in _hooks(model)}
     hooks = Counter(id(hook.drop) for _, _, hook in _hooks(model))
     found = []
     for name, module in model.named_modules():
@@ -169,7 +170,9 @@ def injected(model: nn.Module) -> list[SiteInModel]:
             at = module.site.splice
             wanted = 0 if at.point == "slot" else 1 + len(at.unmasked)
             found.append(SiteInModel(name, module, hooks[id(module)] == wanted))
-    return found
+            drops.pop(id(module), None)
+    # What hooks still point to though it is no part of the model any more: no mode change reaches it.
+    return found + [SiteInModel(drop.site.name, drop, False) for drop in drops.values()]
 
 
 def _hooks(model: nn.Module) -> Iterator[tuple[tuple[dict, ...], int, _Hook]]:
