@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import calibration
 from .errors import DropBlockTypeError, DropBlockValueError
@@ -49,7 +50,8 @@ def drop_block(
         calibrated: choose the seed probability so that the expected kept share is `keep_prob` exactly; otherwise
             by the paper's equation (1), which keeps too much where blocks overlap.
         channel_dim: the axis of the channels; -1 for maps whose channels come last.
-        generator: source of the random numbers, on the device of `input`; default is torch's own.
+        generator: source of the random numbers, on the device of `input`; default is torch's own, which is also the
+            one that activation checkpointing rewinds to draw the same mask again.
         inplace: overwrite `input`. Refused where autograd needs it unchanged.
 
     Returns:
@@ -65,6 +67,15 @@ def drop_block(
     >>> round((drop_block(x, 0.9, 7) > 0).float().mean().item(), 2)
     0.9
     """
+    if has_torch_function_unary(input):  # a Proxy of torch.fx, for one: the call stays one node of its graph
+        options: dict[str, Any] = {
+            "training": training,
+            "per_channel": per_channel,
+            "rescale": rescale,
+            "calibrated": calibrated,
+        }
+        options |= {"channel_dim": channel_dim, "generator": generator, "inplace": inplace}
+        return handle_torch_function(drop_block, (input,), input, keep_prob, block_size, **options)
     check_arguments(keep_prob, block_size, rescale)
     spatial = _spatial_axes(input, channel_dim)
     if not training or keep_prob == 1 or input.numel() == 0:
@@ -87,7 +98,7 @@ def drop_block(
     noise = torch.rand(seed_shape, generator=generator, device=input.device, dtype=torch.float32)
     dropped = _grow(noise < _gamma(keep_prob, map_size, block, calibrated), spatial, block)
 
-    output = input.masked_fill_(dropped, 0) if inplace else input.masked_fill(dropped, 0)
+    output = (input if inplace else input.clone()).masked_fill_(dropped, 0)
     if rescale is None:
         return output
     # Counted in integers and scaled in fp32 at least: in half precision both the count and the scale would be wrong.
@@ -97,10 +108,6 @@ def drop_block(
         return output.mul_(scale)
     scaled = (output.to(precise) * scale).to(input.dtype)
     return output.copy_(scaled) if inplace else scaled
-
-
-# One node in a graph of torch.fx, so that tracing a function that calls it does not bake in a mask.
-torch.fx.wrap("drop_block")
 
 
 def check_arguments(keep_prob: float, block_size: BlockSize, rescale: Rescale) -> None:

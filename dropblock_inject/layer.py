@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .errors import DropBlockInjectError
+from .errors import CompiledModelError
 from .functional import BlockSize, Rescale, check_arguments, drop_block
 
 
@@ -90,7 +90,7 @@ class DropBlock(nn.Module):
         return ", ".join(options)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        raise DropBlockInjectError(
+        raise CompiledModelError(
             "DropBlock cannot be compiled by torch.jit.script: call remove_dropblock(model) first, "
             "which changes nothing in eval mode; or use torch.compile, torch.export or torch.jit.trace"
         )

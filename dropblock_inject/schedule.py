@@ -77,10 +77,12 @@ class KeepProbSchedule:
             raise DropBlockValueError(
                 f"warmup_steps={warmup_steps} leaves nothing of total_steps={total_steps}; it must be smaller"
             )
-        for name, value in (("start", start), ("end", end)):
-            if value is not None and not (isinstance(value, int | float) and 0 < value <= 1):
+        for name, value in (("start", start), ("end", start if end is None else end)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise DropBlockTypeError(f"{name} must be a keep_prob in (0, 1], got {value!r}")
+            if not 0 < value <= 1:
                 raise DropBlockValueError(f"{name} must be a keep_prob in (0, 1], got {value!r}")
-        if not callable(mode) and mode not in _MODES:
+        if not callable(mode) and not (isinstance(mode, str) and mode in _MODES):
             raise DropBlockValueError(
                 f"mode must be one of {', '.join(map(repr, _MODES))} or a callable of progress, got {mode!r}"
             )
@@ -90,10 +92,11 @@ class KeepProbSchedule:
         self.end = None if end is None else float(end)
         self.mode = mode
         self.warmup_steps = warmup_steps
-        self.last_step = last_step + 1
         self._checked = False
         self._attached: tuple[RemovableHandle, torch.optim.Optimizer] | None = None
-        self._apply()
+        for step in (warmup_steps, (warmup_steps + total_steps) // 2, total_steps):
+            self._way_at(step)  # a callable that does not fit is found now, not in the middle of the training
+        self._go_to(last_step + 1)
 
     def step(self, step: int | None = None) -> None:
         """Goes on to the next step, or to the given one, and sets every DropBlock's keep_prob.
@@ -107,8 +110,7 @@ class KeepProbSchedule:
         if not self._checked:
             check_dropblock(self.model)
             self._checked = True
-        self.last_step = self.last_step + 1 if step is None else step
-        self._apply()
+        self._go_to(self.last_step + 1 if step is None else step)
 
     def value_at(self, step: int, end: float | None = None) -> float:
         """The keep_prob at a step; changes nothing.
@@ -130,8 +132,9 @@ class KeepProbSchedule:
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Steps the schedule after each step of `optimizer`, until the returned handle's ``remove()`` is called.
 
-        Steps that a gradient scaler skips and forward passes of gradient accumulation do not count. A copy of the
-        optimizer does not carry the hook: attach to the optimizer that steps.
+        Steps that a gradient scaler skips do not count, nor forward passes of gradient accumulation. (With a fused
+        optimizer the scaler leaves the skipping to the device; to know of it costs a synchronisation per step.) A copy
+        of the optimizer does not carry the hook: attach to the optimizer that steps.
 
         Raises:
             DeadSiteError: an injected DropBlock takes no part in the forward pass.
@@ -152,9 +155,14 @@ class KeepProbSchedule:
                     f"the schedule is attached to a {type(attached_to).__name__} already and would step twice per "
                     "update; remove() that handle first"
                 )
-        handle = optimizer.register_step_post_hook(lambda optimizer, args, kwargs: self.step())
+        handle = optimizer.register_step_post_hook(self._after_step)
         self._attached = handle, optimizer
         return handle
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # set by a gradient scaler around the step of a fused optimizer
+        if skipped is None or not bool(skipped):
+            self.step()
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain scalars, readable with ``torch.load(..., weights_only=True)``."""
@@ -186,8 +194,7 @@ class KeepProbSchedule:
                 f"the saved schedule is another one: {differences}. Construct it with the settings it was saved with; "
                 f"or, to go on from there with the new ones, with last_step={state['last_step'] - 1}"
             )
-        self.last_step = state["last_step"]
-        self._apply()
+        self._go_to(state["last_step"])
 
     def _way_at(self, step: int) -> float:
         """Share of the way from start to end that is behind at `step`."""
@@ -197,15 +204,19 @@ class KeepProbSchedule:
         if isinstance(self.mode, str):
             return _MODES[self.mode](progress)
         way = self.mode(progress)
-        if not 0 <= way <= 1:
+        if not (isinstance(way, int | float) and 0 <= way <= 1):
             raise DropBlockValueError(
                 f"mode({progress:g}) returned {way!r}; it must be the share of the way from start to end, in [0, 1]"
             )
         return float(way)
 
-    def _apply(self) -> None:
-        for layer in self._layers():
-            layer.keep_prob = self.value_at(self.last_step, layer.target_keep_prob if self.end is None else self.end)
+    def _go_to(self, step: int) -> None:
+        layers = self._layers()
+        ends = [layer.target_keep_prob if self.end is None else self.end for layer in layers]
+        values = [self.value_at(step, end) for end in ends]
+        for layer, value in zip(layers, values, strict=True):
+            layer.keep_prob = value
+        self.last_step = step
 
     def _layers(self) -> list[DropBlock]:
         # Looked up each time, so that a model injected anew is driven too.
