@@ -21,12 +21,24 @@ class Unit:
     Attributes:
         op: the convolution (of a linear layer over the channels: its matrix product).
         convolved: what the convolution puts out.
-        dilation: its largest dilation; 1 for a 1x1 convolution.
     """
 
     op: Op
     convolved: Value
-    dilation: int
+
+    @property
+    def dilation(self) -> int:
+        """The largest dilation of the convolution; 1 if it reads a single pixel."""
+        return max(self.op.arguments[5]) if max(self._kernel_size) > 1 else 1
+
+    @property
+    def cuts_patches(self) -> bool:
+        """Whether the convolution reads patches side by side, as the embedding before a transformer does."""
+        return max(self._kernel_size) > 1 and tuple(self.op.arguments[3]) == self._kernel_size
+
+    @property
+    def _kernel_size(self) -> tuple[int, ...]:
+        return tuple(self.op.arguments[1].shape[2:]) if self.op.kind == "convolution" else (1,)
 
     def tail(self, inside: Call) -> Value:
         """What the unit puts out, its norm and activation included as far as they are inside the given call."""
@@ -105,7 +117,7 @@ def find_blocks(trace: Trace, geometry: Geometry) -> list[Block]:
     composites, single = _composites(trace, geometry, free, inside)
     blocks += composites
     if not blocks:  # a plain network; beside blocks, single units are the stem, transitions and the head
-        blocks = [_single_unit_block(trace, geometry, unit) for unit in single]
+        blocks = [_single_unit_block(trace, geometry, unit) for unit in single if not unit.cuts_patches]
     return sorted(blocks, key=lambda block: (block.scope.first, block.units[0].op.index if block.units else 0))
 
 
@@ -119,11 +131,9 @@ def _find_units(trace: Trace, geometry: Geometry) -> list[Unit]:
     units = []
     for op in trace.ops:
         if op.kind == "convolution" and geometry.map_of(op.outputs[0].shape):
-            weight, _, _, _, dilation = op.constants[:5]
-            pixels = max(weight.shape[2:])
-            units.append(Unit(op, op.outputs[0], max(dilation) if pixels > 1 else 1))
+            units.append(Unit(op, op.outputs[0]))
         elif op.index in linear:
-            units.append(Unit(op, linear[op.index], 1))
+            units.append(Unit(op, linear[op.index]))
     seen: set[str] = set()
     first_calls = []
     for unit in units:  # a module that runs more than once counts once

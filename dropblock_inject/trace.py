@@ -40,7 +40,7 @@ class Op:
         kind: its name without namespace and without the underscore of the in-place form: ``add``, ``convolution``.
         inputs: the tensors it reads, weights left out.
         call: the innermost module call it happens in.
-        constants: its arguments that are not tensors that depend on the input; weights are among them.
+        arguments: its positional arguments, with values in the place of the tensors that depend on the input.
     """
 
     index: int
@@ -48,7 +48,7 @@ class Op:
     inputs: tuple[Value, ...]
     outputs: list[Value]
     call: Call
-    constants: tuple[Any, ...] = field(repr=False)
+    arguments: tuple[Any, ...] = field(repr=False)
 
 
 @dataclass(eq=False)
@@ -99,8 +99,12 @@ class Trace:
 
 def trace_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trace:
     """Runs `model` once in eval mode on `args` and `kwargs` (tensors in them give shape and dtype only)."""
-    twin = meta_copy(model).eval()
-    args, kwargs = _to_meta(args), _to_meta(kwargs)
+    with torch.inference_mode(False):  # which would hide operations inside compound ones
+        twin = meta_copy(model).eval()
+        return _record(twin, _to_meta(args), _to_meta(kwargs))
+
+
+def _record(twin: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trace:
     recorder = _Recorder()
     for tensor in _tensors((args, kwargs)):
         recorder.add_input(tensor)
@@ -157,9 +161,9 @@ class _Recorder(TorchDispatchMode):
         inputs = [self._tensors[id(t)][1] for t in _tensors((args, kwargs)) if id(t) in self._tensors]
         output = func(*args, **kwargs)
         if inputs and self._stack:
-            constants = tuple(a for a in args if not (isinstance(a, Tensor) and id(a) in self._tensors))
+            arguments = tuple((self._value(a) or a) if isinstance(a, Tensor) else a for a in args)
             kind = func._schema.name.partition("::")[2].rstrip("_")
-            op = Op(len(self.ops), kind, tuple(inputs), [], self._stack[-1], constants)
+            op = Op(len(self.ops), kind, tuple(inputs), [], self._stack[-1], arguments)
             self.ops.append(op)
             for value in inputs:
                 value.readers.append(op)
