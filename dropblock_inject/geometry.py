@@ -24,9 +24,15 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The image that a trace started from: everything else is measured against it."""
+    """The image that a trace started from: everything else is measured against it.
+
+    Attributes:
+        image_size: its spatial size, in pixels.
+        batches: how many images there are at a time; what has another number is no map but its windows, say.
+    """
 
     image_size: tuple[int, ...]
+    batches: frozenset[int]
 
     @classmethod
     def of(cls, trace: Trace) -> Geometry | None:
@@ -41,11 +47,11 @@ class Geometry:
         # Else what the first convolution reads: detectors take lists of images and resize them.
         images = [value.shape for value in trace.inputs if len(value.shape) == len(first)]
         image = max(images, key=lambda shape: prod(shape[2:]), default=first)
-        return cls(tuple(image[2:]))
+        return cls(tuple(image[2:]), frozenset((first[0], image[0])))
 
     def map_of(self, shape: tuple[int, ...]) -> FeatureMap | None:
         """The feature map a tensor of this shape is; None if it is none, or of a single pixel."""
-        if len(shape) != len(self.image_size) + 2:
+        if len(shape) != len(self.image_size) + 2 or shape[0] not in self.batches:
             return None
         for channel_dim, size in ((1, shape[2:]), (-1, shape[1:-1])):
             if prod(size) > 1 and self._keeps_aspect(size):

@@ -6,6 +6,7 @@ _ACTIVATIONS = (
     *("log_sigmoid", "log_sigmoid_forward"),
 )
 _ATTENTION = (
+    "_safe_softmax",
     "_scaled_dot_product_attention_math",
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_fused_attention_overrideable",
@@ -16,6 +17,8 @@ GATES = frozenset(("_softmax", "hardsigmoid", "sigmoid", "softmax"))
 NONLINEAR = GATES.union(_ACTIVATIONS, _ATTENTION)
 # Activations f with f(c * x) = c * f(x) for c > 0: a mask and its scale may as well stand before them.
 HOMOGENEOUS = frozenset(("_prelu_kernel", "leaky_relu", "prelu", "relu"))
+# Operations of which the backward pass needs the output.
+SAVES_OUTPUT = frozenset(("_safe_softmax", "_softmax", "exp", "relu", "rsqrt", "sigmoid", "softmax", "sqrt", "tanh"))
 WEIGHTED = frozenset(("addmm", "baddbmm", "bmm", "convolution", "mm"))
 NORMS = frozenset(
     (

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import nn
 
 from .blocks import CONTAINERS, Block, Unit
 from .geometry import FeatureMap, Geometry
-from .kinds import MOVES, SAME_VALUES
+from .kinds import MOVES, SAME_VALUES, SAVES_OUTPUT
 from .residuals import Residual, original
-from .sites import Argument, Splice, Where
+from .sites import Argument, Point, Splice, Where
 from .trace import Call, Key, Op, Trace, Value
 
 NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -35,7 +34,7 @@ class _Reached:
     """A way to a tensor: see :class:`Splice`."""
 
     host: str
-    point: Literal["after", "before", "slot"]
+    point: Point
     key: Key = None
     unmasked: tuple[Argument, ...] = ()
 
@@ -78,7 +77,7 @@ class Placement:
             reached = reached or self._after(original(before_activation, block.scope), block.scope)
         reached = reached or self._before(tail, block.scope) or self._after(unit.convolved, block.scope)
         if reached is not None:
-            yield self._spot(block, "branch", tail, reached, unit)
+            yield self._spot(block, "branch", tail, reached, [unit])
 
     def _at_branch_end(self, block: Block, residual: Residual) -> Iterator[Spot]:
         """Where the branch does not end in a convolution unit: its end, before drop path."""
@@ -99,11 +98,15 @@ class Placement:
         value: Value = residual.skip
         passed = {residual.join}
         while True:
-            unmasked = self._other_readers(value, passed, call)
-            reached = self._put_out(value, call) or _given(value, call)
-            if reached is not None and unmasked is not None:
-                yield self._spot(block, "skip", value, replace(reached, unmasked=unmasked))
-                return
+            readers = self._other_readers(value, passed, call)
+            if readers is not None:
+                reached = self._put_out(value, call) or _given(value, call)
+                if reached is None:
+                    reached, readers = self._beside(value, readers, passed, call), readers[1:]
+                if reached is not None:
+                    branch = [unit for unit in block.units if unit.op in residual.branch_ops]
+                    yield self._spot(block, "skip", value, replace(reached, unmasked=_arguments(readers)), branch)
+                    return
             op = value.producer
             if op is None or not call.contains(op) or len(op.inputs) != 1:
                 return
@@ -156,19 +159,35 @@ class Placement:
             value = value.producer.inputs[0]
         return None
 
-    def _other_readers(self, value: Value, known: set[Op], scope: Call) -> tuple[Argument, ...] | None:
-        """The arguments through which all but the `known` operations in `scope` read `value`.
+    def _other_readers(self, value: Value, known: set[Op], scope: Call) -> list[tuple[Call, int | str]] | None:
+        """The calls in `scope` through which all but the `known` operations read `value`, in order, as which argument.
 
         None if it is also read otherwise, by the code of the module itself.
         """
-        readers = set()
+        readers = []
         for op in value.readers:
             if op not in known and scope.contains(op):
                 call, key = self._reading_call(value, op, scope)
                 if call is None or key is None:
                     return None
-                readers.add(Argument(call.name, key))
-        return tuple(sorted(readers, key=lambda argument: (argument.module, str(argument.key))))
+                if (call, key) not in readers:
+                    readers.append((call, key))
+        return readers
+
+    def _beside(
+        self, value: Value, readers: list[tuple[Call, int | str]], passed: set[Op], scope: Call
+    ) -> _Reached | None:
+        """The first module of the branch, where the shortcut is a tensor of the block's own making.
+
+        It has to be the first to read it, and the tensor must be free to be written: in memory of its own, and not
+        needed by the backward pass of what made it.
+        """
+        if not readers or value.producer is None or value.producer.view or value.producer.kind in SAVES_OUTPUT:
+            return None
+        call, key = readers[0]
+        if any(op in passed and op.index < call.first for op in value.readers):
+            return None
+        return _Reached(call.name, "beside", key) if self._is_only_call(call, scope) else None
 
     def _reading_call(self, value: Value, op: Op, scope: Call) -> tuple[Call | None, Key]:
         """The outermost call inside `scope` that was given the `value` which `op` reads, and as which argument."""
@@ -190,7 +209,7 @@ class Placement:
         where: Where,
         value: Value,
         reached: _Reached,
-        unit: Unit | None = None,
+        near: Sequence[Unit] = (),
         host: str | None = None,
     ) -> Spot:
         feature_map = self._geometry.map_of(value.shape)
@@ -198,21 +217,21 @@ class Placement:
         if reached.point == "slot":
             owner, _, attribute = reached.host.rpartition(".")
         else:
-            owner = self._owner(block, unit, value, reached)
+            owner = self._owner(block, where, value, reached, near)
             attribute = self._free_attribute(owner, where)
         splice = Splice(owner, attribute, reached.host, reached.point, reached.key, reached.unmasked)
         return Spot(where, host or reached.host, feature_map, splice)
 
-    def _owner(self, block: Block, unit: Unit | None, value: Value, reached: _Reached) -> str:
+    def _owner(self, block: Block, where: Where, value: Value, reached: _Reached, near: Sequence[Unit]) -> str:
         """The module to register a DropBlock on: one that runs with it, so that it shares mode and fate.
 
-        The convolution of a unit, else the module it stands after. Not one that runs whatever is registered on it,
-        nor a normalisation: who freezes that with ``norm.eval()`` would switch the DropBlock off.
+        On a branch the convolution of the unit, else the module it hangs on. Not one that runs whatever is registered
+        on it, nor a normalisation: who freezes that with ``norm.eval()`` would switch the DropBlock off.
         """
-        convolution = _convolution_behind(value, block.scope)
-        candidates = [unit.op.call.name] if unit else [reached.host]
-        candidates += [convolution.call.name] if convolution else []
-        candidates += [block.name, *(u.op.call.name for u in block.units)]
+        behind = _convolution_behind(value, block.scope)
+        convolutions = [op.call.name for op in ([behind] if behind else []) + [unit.op for unit in near]]
+        candidates = [*convolutions, reached.host] if where == "branch" else [reached.host, *convolutions]
+        candidates += [block.name, *(unit.op.call.name for unit in block.units)]
         return next(name for name in candidates if self._can_own(name))
 
     def _can_own(self, name: str) -> bool:
@@ -253,6 +272,10 @@ def _is_identity(call: Call) -> bool:
 def _unmoved(value: Value, inside: Call) -> Value:
     """The value this one has the numbers of, whatever the order of the axes."""
     return original(value, inside, SAME_VALUES | MOVES)
+
+
+def _arguments(readers: list[tuple[Call, int | str]]) -> tuple[Argument, ...]:
+    return tuple(dict.fromkeys(Argument(call.name, key) for call, key in readers))
 
 
 def _given(value: Value, call: Call) -> _Reached | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Where = Literal["branch", "skip", "output"]
+Point = Literal["after", "before", "beside", "slot"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class Splice:
 
     Attributes:
         owner: the module the DropBlock is registered on, under `attribute`.
-        point: ``"after"`` masks the output of `host`; ``"before"`` masks its argument `key`; ``"slot"`` puts the
-            DropBlock in the place of `host`, an identity that waits there for it.
+        point: ``"after"`` masks the output of `host`; ``"before"`` masks its argument `key`; ``"beside"`` masks, for
+            all who read it later, the tensor that `host` is given as `key`, but not for `host` itself; ``"slot"`` puts
+            the DropBlock in the place of `host`, an identity that waits there for it.
         key: which argument (``"before"``) or which entry of a tuple output (``"after"``; None: all of it) is masked.
         unmasked: arguments that read the same tensor and must not see the mask: the branch beside a masked skip.
     """
@@ -31,7 +33,7 @@ class Splice:
     owner: str
     attribute: str
     host: str
-    point: Literal["after", "before", "slot"]
+    point: Point
     key: int | str | None = None
     unmasked: tuple[Argument, ...] = ()
 

@@ -73,6 +73,21 @@ class _MaskArgument(_Hook):
         return _with_argument(args, kwargs, self.key, self.drop)
 
 
+class _MaskBesideArgument(_Hook):
+    """Masks a tensor in place, for the shortcut that reads it later, and gives the module a copy as it was."""
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return _with_argument(args, kwargs, self.key, self._mask)
+
+    def _mask(self, tensor: Tensor) -> Tensor:
+        masked = self.drop(tensor)
+        if masked is tensor:
+            return tensor
+        unmasked = tensor.clone()
+        setattr(tensor.copy_(masked), _UNMASKED, unmasked)
+        return unmasked
+
+
 class _UnmaskArgument(_Hook):
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         return _with_argument(args, kwargs, self.key, _unmasked)
@@ -115,7 +130,7 @@ def splice(model: nn.Module, sites: Sequence[Site], block_size: BlockSize, optio
 def _splice_one(model: nn.Module, site: Site, block_size: BlockSize, options: dict[str, Any]) -> None:
     at = site.splice
     owner, host = model.get_submodule(at.owner), model.get_submodule(at.host)
-    if at.unmasked:
+    if at.unmasked or at.point == "beside":
         options = {**options, "inplace": False}  # the branch still needs the unmasked tensor
     drop = InjectedDropBlock(site, block_size, (host,) if at.point == "slot" else (), **options)
     drop.train(owner.training)
@@ -127,7 +142,7 @@ def _splice_one(model: nn.Module, site: Site, block_size: BlockSize, options: di
         after = _MaskOutput(drop, at.key)
         after.handle = host.register_forward_hook(after)
     else:
-        before = _MaskArgument(drop, at.key)
+        before = _MaskArgument(drop, at.key) if at.point == "before" else _MaskBesideArgument(drop, at.key)
         before.handle = host.register_forward_pre_hook(before, with_kwargs=True)
     for argument in at.unmasked:
         unmask = _UnmaskArgument(drop, argument.key)

@@ -40,6 +40,7 @@ class Op:
         kind: its name without namespace and without the underscore of the in-place form: ``add``, ``convolution``.
         inputs: the tensors it reads, weights left out.
         call: the innermost module call it happens in.
+        view: whether its output shares memory with an input.
         arguments: its positional arguments, with values in the place of the tensors that depend on the input.
     """
 
@@ -48,6 +49,7 @@ class Op:
     inputs: tuple[Value, ...]
     outputs: list[Value]
     call: Call
+    view: bool
     arguments: tuple[Any, ...] = field(repr=False)
 
 
@@ -163,7 +165,7 @@ class _Recorder(TorchDispatchMode):
         if inputs and self._stack:
             arguments = tuple((self._value(a) or a) if isinstance(a, Tensor) else a for a in args)
             kind = func._schema.name.partition("::")[2].rstrip("_")
-            op = Op(len(self.ops), kind, tuple(inputs), [], self._stack[-1], arguments)
+            op = Op(len(self.ops), kind, tuple(inputs), [], self._stack[-1], _aliases(func), arguments)
             self.ops.append(op)
             for value in inputs:
                 value.readers.append(op)
@@ -189,7 +191,7 @@ class _Recorder(TorchDispatchMode):
         for other in self._by_storage[tensor.untyped_storage()._cdata]:
             if other is not tensor:
                 # An operation that the model did not ask for, so that it does not count among the readers.
-                through = Op(len(self.ops), SHARED_WRITE, (self._tensors[id(other)][1], written), [], op.call, ())
+                through = Op(len(self.ops), SHARED_WRITE, (self._tensors[id(other)][1], written), [], op.call, True, ())
                 self.ops.append(through)
                 through.outputs.append(self._new_value(other, through))
 
@@ -239,6 +241,11 @@ def _written(func: Any) -> tuple[int, ...]:
         arguments = func._schema.arguments
         _WRITTEN[func] = tuple(i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write)
     return _WRITTEN[func]
+
+
+def _aliases(func: Any) -> bool:
+    """Whether what an operation returns may share memory with what it is given."""
+    return any(returned.alias_info is not None for returned in func._schema.returns)
 
 
 def _tensors(nested: Any) -> Iterator[Tensor]:

@@ -82,6 +82,34 @@ class CifarResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class MixerBlock(nn.Module):
+    """Two residual joins: the shortcut of the second is a tensor that the block makes itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(width)
+        self.mixer = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, groups=width), nn.GELU())
+        self.norm2 = nn.BatchNorm2d(width)
+        self.mlp = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mixer(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ConvMixer(nn.Sequential):
+    """A mixer at a half and at a quarter of the resolution."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(
+            nn.Conv2d(3, 16, 2, 2),
+            *(MixerBlock(16), MixerBlock(16)),
+            nn.Conv2d(16, 32, 2, 2),
+            *(MixerBlock(32), MixerBlock(32)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, classes)),
+        )
+
+
 def plain_conv_net(classes: int = 10) -> nn.Sequential:
     """Convolution, batch norm, ReLU and pooling, four times, in one flat sequence."""
     layers: list[nn.Module] = []
@@ -105,12 +133,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **{f"torchvision:{name}": _torchvision(name) for name in TORCHVISION},
     **{f"timm:{name}": _timm(name) for name in TIMM},
     "own:cifar_resnet": CifarResNet,
+    "own:conv_mixer": ConvMixer,
     "own:plain_conv_net": plain_conv_net,
 }
-# One of each way to splice: after a module, in a slot, before the block, after a projection, channels last, in a
-# sequence that runs whatever is registered on it.
+# One of each way to splice: after a module, in a slot, before the block, after a projection, beside the branch, with
+# channels last, in a sequence that runs whatever is registered on it.
 EVERY_KIND = (
     "own:cifar_resnet",
+    "own:conv_mixer",
     "own:plain_conv_net",
     "timm:convnext_tiny",
     "timm:resnet18",
@@ -122,11 +152,6 @@ EVERY_KIND = (
 def example_for(name: str) -> Tensor | None:
     """What to plan with: small images for the networks made for them, else the default."""
     return torch.empty(1, 3, 32, 32) if name.startswith("own:") else None
-
-
-def stages_of(name: str) -> tuple[int, ...]:
-    """The two deepest stages."""
-    return (-2, -1)
 
 
 def images_for(name: str, batch: int = 2) -> Tensor:

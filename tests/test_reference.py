@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from networks import ConvMixer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -103,6 +104,36 @@ def test_injected_resnet_equals_the_one_written_by_hand(name: str, where: tuple[
     for key, buffer in net.named_buffers():
         torch.testing.assert_close(buffer, expected_statistics[key])
     assert not torch.allclose(output, plain), "the masks make no difference: the comparison proves nothing"
+
+
+def test_block_with_two_joins_equals_the_one_written_by_hand() -> None:
+    """The shortcut of the second join is made by the block itself, and masked beside the branch."""
+
+    def mixer(block: nn.Module, x: Tensor, mask: Masks) -> Tensor:
+        skip = mask("skip", x)
+        x = skip + mask("branch", block.mixer(block.norm1(x)))
+        skip = mask("skip", x)
+        out = mask("branch", block.mlp[1](block.mlp[0](block.norm2(x))))
+        return skip + mask("branch", block.mlp[2](out))
+
+    net = ConvMixer().double().train()
+    block = net[-4]
+    x = torch.randn(2, 32, 8, 8, dtype=torch.double, requires_grad=True)
+    masks = Masks(3, ("branch", "skip"))
+    masks.keep_prob = KEEP_PROB
+    expected = mixer(block, x * 1, masks)
+    expected_gradients = torch.autograd.grad(expected.square().sum(), [x, *block.parameters()])
+    plain = block(x * 1)
+
+    generator = torch.Generator().manual_seed(3)
+    options = {"keep_prob": KEEP_PROB, "block_size": BLOCK_SIZE, "generator": generator}
+    plan = inject_dropblock(net, -1, include="5", example_input=torch.empty(1, 3, 32, 32).double(), **options)
+    assert sorted(site.where for site in plan) == ["branch"] * 3 + ["skip"] * 2
+    output = block(x * 1)
+    gradients = torch.autograd.grad(output.square().sum(), [x, *block.parameters()])
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(gradients, expected_gradients)
+    assert not torch.allclose(output, plain)
 
 
 @pytest.mark.parametrize(("name", "sites"), [("resnet50", 36), ("resnet18", 12), ("resnet34", 36 - 9)])
