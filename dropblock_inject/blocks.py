@@ -125,12 +125,12 @@ def _find_units(trace: Trace, geometry: Geometry) -> list[Unit]:
     linear = {}
     for call in trace.calls:
         if isinstance(call.module, nn.Linear) and None in call.outputs:
-            feature_map = geometry.map_of(call.outputs[None].shape)
+            feature_map = geometry.map_of(call.outputs[None])
             if feature_map and feature_map.channel_dim == -1 and call.last > call.first:
                 linear[call.first] = call.outputs[None]
     units = []
     for op in trace.ops:
-        if op.kind == "convolution" and geometry.map_of(op.outputs[0].shape):
+        if op.kind == "convolution" and geometry.map_of(op.outputs[0]):
             units.append(Unit(op, op.outputs[0]))
         elif op.index in linear:
             units.append(Unit(op, linear[op.index]))
@@ -157,7 +157,7 @@ def _residual_blocks(trace: Trace, geometry: Geometry, units: list[Unit]) -> lis
         inner = [other for other in calls if call.encloses(other)]
         branch = {op for residual in group for op in residual.branch_ops}
         own = [u for u in units if _ops_of(u) & branch and not any(c.contains(u.op) for c in inner)]
-        feature_map = geometry.map_of(group[-1].join.outputs[0].shape)
+        feature_map = geometry.map_of(group[-1].join.outputs[0])
         if feature_map:
             output = _map_output(call, geometry) or (None, group[-1].join.outputs[0])
             blocks.append(Block(name, call, group, own, output, feature_map))
@@ -194,21 +194,21 @@ def _composites(
     blocks = []
     for call, group in by_call.items():
         output = _map_output(call, geometry)
-        feature_map = geometry.map_of(output[1].shape) if output else None
+        feature_map = geometry.map_of(output[1]) if output else None
         if output and feature_map:
             blocks.append(Block(call.name, call, [], group, output, feature_map))
     return blocks, single
 
 
 def _at_most_halves(geometry: Geometry, units: list[Unit]) -> bool:
-    maps = [geometry.map_of(unit.convolved.shape) for unit in units]
+    maps = [geometry.map_of(unit.convolved) for unit in units]
     levels = [feature_map.level for feature_map in maps if feature_map]
     return max(levels) - min(levels) <= 1
 
 
 def _map_output(call: Call, geometry: Geometry) -> tuple[int | str | None, Value] | None:
     for key, value in call.outputs.items():
-        if geometry.map_of(value.shape):
+        if geometry.map_of(value):
             return key, value
     return None
 
@@ -216,6 +216,6 @@ def _map_output(call: Call, geometry: Geometry) -> tuple[int | str | None, Value
 def _single_unit_block(trace: Trace, geometry: Geometry, unit: Unit) -> Block:
     root = trace.calls[0]
     tail = unit.tail(root)
-    feature_map = geometry.map_of(tail.shape)
+    feature_map = geometry.map_of(tail)
     assert feature_map is not None  # a unit is one on a feature map
     return Block(unit.op.call.name, root, [], [unit], (None, tail), feature_map)

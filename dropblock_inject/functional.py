@@ -95,7 +95,7 @@ def drop_block(
         seed_shape[axis] = map_length - block_length + 1
     if not per_channel:
         seed_shape[channel_dim] = 1
-    noise = torch.rand(seed_shape, generator=generator, device=input.device, dtype=torch.float32)
+    noise = _noise(seed_shape, input.device, generator)
     dropped = _grow(noise < _gamma(keep_prob, map_size, block, calibrated), spatial, block)
 
     output = (input if inplace else input.clone()).masked_fill_(dropped, 0)
@@ -156,6 +156,12 @@ def _spatial_axes(input: Tensor, channel_dim: int) -> tuple[int, ...]:
             f"channel_dim={channel_dim} is not an axis after the batch of an input of shape {tuple(input.shape)}"
         )
     return tuple(axis for axis in range(1, input.dim()) if axis != channel)
+
+
+def _noise(shape: Sequence[int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    if generator is None:  # naming none would fix the shapes of a compiled graph
+        return torch.rand(shape, device=device, dtype=torch.float32)
+    return torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
 
 
 def _refuse_inplace_if_needed_by_autograd(input: Tensor) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
 from math import log2, prod
 
-from .trace import Trace
+from .trace import Trace, Value
 
 _ASPECT_TOLERANCE = (
     1.6  # how far the reductions of two axes may differ: 106 px give maps of 4, an odd map of 3 one of 2
@@ -33,6 +35,7 @@ class Geometry:
 
     image_size: tuple[int, ...]
     batches: frozenset[int]
+    _levels: dict[Value, int] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, trace: Trace) -> Geometry | None:
@@ -49,22 +52,61 @@ class Geometry:
         image = max(images, key=lambda shape: prod(shape[2:]), default=first)
         return cls(tuple(image[2:]), frozenset((first[0], image[0])))
 
-    def map_of(self, shape: tuple[int, ...]) -> FeatureMap | None:
-        """The feature map a tensor of this shape is; None if it is none, or of a single pixel."""
-        if len(shape) != len(self.image_size) + 2 or shape[0] not in self.batches:
+    def map_of(self, value: Value) -> FeatureMap | None:
+        """The feature map that a tensor is; None if it is none, or of a single pixel."""
+        layout = self._layout(value)
+        if layout is None:
             return None
-        for channel_dim, size in ((1, shape[2:]), (-1, shape[1:-1])):
-            if prod(size) > 1 and self._keeps_aspect(size):
-                return FeatureMap(shape[channel_dim], tuple(size), channel_dim, self._level(size))
+        channel_dim, size = layout
+        return FeatureMap(value.shape[channel_dim], size, channel_dim, max(0, self._level(value)))
+
+    def _layout(self, value: Value) -> tuple[int, tuple[int, ...]] | None:
+        """The axis of the channels and the spatial size."""
+        shape = value.shape
+        if len(shape) == len(self.image_size) + 2 and shape[0] in self.batches:
+            for channel_dim, size in ((1, shape[2:]), (-1, shape[1:-1])):
+                ratios = _ratios(self.image_size, size)
+                if prod(size) > 1 and max(ratios) <= _ASPECT_TOLERANCE * min(ratios):
+                    return channel_dim, tuple(size)
         return None
 
-    def _ratios(self, size: tuple[int, ...]) -> list[float]:
-        # Of video only height and width: time is reduced on its own.
-        return [image / length for image, length in zip(self.image_size[-2:], size[-2:], strict=True)]
+    def _level(self, value: Value) -> int:
+        """log2 of the reduction: step by step along the way from the image, so that missing padding adds up to nothing.
 
-    def _keeps_aspect(self, size: tuple[int, ...]) -> bool:
-        ratios = self._ratios(size)
-        return max(ratios) <= _ASPECT_TOLERANCE * min(ratios)
+        Where that way is lost, in windows or tokens, by the ratio of the sizes.
+        """
+        way = [value]
+        while way[-1] not in self._levels:
+            producer = way[-1].producer
+            maps = [v for v in producer.inputs if self._layout(v)] if producer is not None else []
+            if not maps:
+                self._levels[way[-1]] = self._halvings(self.image_size, way[-1])
+                break
+            way.append(maps[0])
+        for before, after in pairwise(reversed(way)):
+            self._levels[after] = self._levels[before] + self._step(before, after)
+        return self._levels[value]
 
-    def _level(self, size: tuple[int, ...]) -> int:
-        return max(0, round(sum(map(log2, self._ratios(size))) / len(self._ratios(size))))
+    def _step(self, before: Value, after: Value) -> int:
+        strides = after.producer.strides if after.producer is not None else None
+        if strides is not None:
+            return round(_mean(map(log2, strides[-2:])))
+        layout = self._layout(before)
+        assert layout is not None
+        return self._halvings(layout[1], after)
+
+    def _halvings(self, size: tuple[int, ...], value: Value) -> int:
+        """How often a map of this size must be halved to give the one that `value` is."""
+        layout = self._layout(value)
+        assert layout is not None
+        return round(_mean(map(log2, _ratios(size, layout[1]))))
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    listed = list(numbers)
+    return sum(listed) / len(listed)
+
+
+def _ratios(image: tuple[int, ...], size: tuple[int, ...]) -> list[float]:
+    # Of video only height and width: time is reduced on its own.
+    return [before / max(after, 1) for before, after in zip(image[-2:], size[-2:], strict=True)]

@@ -212,7 +212,7 @@ class Placement:
         near: Sequence[Unit] = (),
         host: str | None = None,
     ) -> Spot:
-        feature_map = self._geometry.map_of(value.shape)
+        feature_map = self._geometry.map_of(value)
         assert feature_map is not None  # spots are on feature maps by construction
         if reached.point == "slot":
             owner, _, attribute = reached.host.rpartition(".")

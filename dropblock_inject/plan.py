@@ -168,7 +168,7 @@ def plan_dropblock(
     check_pattern("include", include)
     check_pattern("exclude", exclude)
     trunk = find_trunk(model, example_input)
-    chosen = _choose_stages(trunk.stages, stages, strict)
+    chosen = _choose_stages(trunk.stages, stages, trunk.geometry.image_size, strict)
     deepest = trunk.stages[-1].index
     targets = _targets(keep_prob, [stage.index for stage in chosen], deepest, depth_scaling)
     sites = [
@@ -238,7 +238,9 @@ def _kinds(where: str | Sequence[str]) -> set[Where]:
     return {kind for entry in asked for kind in _WHERE[entry]}
 
 
-def _choose_stages(stages: list[Stage], asked: int | Sequence[int], strict: bool) -> list[Stage]:
+def _choose_stages(
+    stages: list[Stage], asked: int | Sequence[int], image_size: tuple[int, ...], strict: bool
+) -> list[Stage]:
     by_index = {stage.index: stage for stage in stages}
     wanted = [asked] if isinstance(asked, int) else asked
     if not isinstance(wanted, Sequence) or not wanted or any(type(index) is not int for index in wanted):
@@ -250,7 +252,11 @@ def _choose_stages(stages: list[Stage], asked: int | Sequence[int], strict: bool
             f"{stage.blocks[-1].name}"
             for stage in stages
         )
-        raise NoMatchError(f"no stage {', '.join(map(str, missing))} in the model; it has\n{lines}")
+        pixels = "x".join(map(str, image_size))
+        raise NoMatchError(
+            f"no stage {', '.join(map(str, missing))} in the model; for an input of {pixels} pixels it has\n{lines}\n"
+            "(a map of a single pixel makes no stage: where images are small, pass a larger example_input)"
+        )
     chosen = {i if i >= 0 else stages[i].index for i in wanted if i not in missing}
     return [stage for stage in stages if stage.index in chosen]
 

@@ -28,11 +28,12 @@ def trace_model(model: nn.Module, example_input: Any = None) -> Trace:
     trace = trace_forward(model, args, kwargs)
     if trace.error is not None and Geometry.of(trace) is None:
         shapes = ", ".join(str(tuple(value.shape)) for value in trace.inputs)
-        problem = f"{type(trace.error).__name__}: {trace.error}"
+        problem = f"{type(trace.error).__name__}: {trace.error}".rstrip(".")
         raise TraceError(
             f"{type(model).__name__} could not be traced with an input of shape {shapes}: {problem}. "
-            "Pass example_input=: a tensor with its batch axis, a tuple of positional arguments, or a dict of keyword "
-            "arguments, just what model(...) is called with; only shapes and dtypes matter"
+            f"Pass {'an' if example_input is None else 'another'} example_input: a tensor with its batch axis, a tuple "
+            "of positional arguments, or a dict of keyword arguments, just what model(...) is called with; only shapes "
+            "and dtypes matter"
         ) from trace.error
     return trace
 

@@ -36,7 +36,7 @@ def find_residuals(trace: Trace, geometry: Geometry) -> list[Residual]:
     for op in trace.ops:
         if op.kind == "add" and len(op.inputs) >= 2:
             left, right = op.inputs[:2]
-            if left is not right and left.shape == right.shape and geometry.map_of(left.shape):
+            if left is not right and left.shape == right.shape and geometry.map_of(left):
                 residual = _residual(op, left, right) or _residual(op, right, left)
                 if residual:
                     found.append(residual)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .kinds import POOLS
+
 SHARED_WRITE = "shared_write"  # the kind of the operation that carries a write to the other views of the same memory
 
 Key = int | str | None  # an argument's position or name, an output's place in a tuple; None: the output itself
@@ -51,6 +53,16 @@ class Op:
     call: Call
     view: bool
     arguments: tuple[Any, ...] = field(repr=False)
+
+    @property
+    def strides(self) -> tuple[int, ...] | None:
+        """The strides of a convolution or pooling; None for everything else."""
+        if self.kind == "convolution" and not self.arguments[6]:  # not a transposed one
+            return tuple(self.arguments[3])
+        if self.kind in POOLS:
+            kernel_size, *stride = self.arguments[1:3]
+            return tuple((stride and stride[0]) or kernel_size)
+        return None
 
 
 @dataclass(eq=False)

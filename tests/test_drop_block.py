@@ -779,3 +779,12 @@ def test_wrong_inputs_are_refused_with_what_was_found(input, options, error, mes
         with pytest.raises(error, match=message) as caught:
             call()
         assert isinstance(caught.value, DropBlockInjectError)
+
+
+def test_a_compiled_layer_takes_other_batches_and_maps():
+    torch._dynamo.reset()
+    compiled = torch.compile(DropBlock(0.9, 2), fullgraph=True, backend="aot_eager")
+    for shape in ((4, 8, 6, 6), (3, 8, 6, 6), (5, 8, 7, 9)):
+        output = compiled(torch.ones(shape))
+        assert output.shape == shape
+        assert (output == 0).any()

@@ -26,7 +26,7 @@ REQUESTS = [
     (
         {"stages": 7},
         ValueError,
-        r"no stage 7 in the model; it has\n  1: reduction 1, 16 channels, stage1\.0 to stage1\.1",
+        r"no stage 7 in the model; for an input of 32x32 pixels it has\n  1: reduction 1, 16 channels, stage1\.0 to",
     ),
     ({"stages": (3, 5, 6)}, ValueError, r"no stage 5, 6 in the model"),
     ({"stages": -4}, ValueError, r"no stage -4 in the model"),
@@ -78,7 +78,11 @@ REQUESTS = [
         RuntimeError,
         r"could not be traced with an input of shape \(3, 32\): .*Pass",
     ),
-    ({"example_input": torch.empty(1, 1, 32, 32)}, RuntimeError, r"shape \(1, 1, 32, 32\): RuntimeError: .*channel"),
+    (
+        {"example_input": torch.empty(1, 1, 32, 32)},
+        RuntimeError,
+        r"shape \(1, 1, 32, 32\): RuntimeError: .*channel.*Pass another example_input",
+    ),
 ]
 
 

