@@ -31,3 +31,7 @@ SAME_VALUES = frozenset(("_to_copy", "alias", "clone", "contiguous", "detach", "
 MOVES = frozenset(("movedim", "permute", "t", "transpose"))
 SLICES = frozenset(("index_select", "narrow", "select", "slice", "split", "split_with_sizes", "unbind", "unsafe_split"))
 POOLS = frozenset(("avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices"))
+# Paddings: they change the size of a map, not its resolution.
+PADS = frozenset(
+    ("constant_pad_nd", *(f"{kind}_pad{axes}d" for kind in ("reflection", "replication") for axes in "123"))
+)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .kinds import POOLS
+from .kinds import PADS, POOLS
 
 SHARED_WRITE = "shared_write"  # the kind of the operation that carries a write to the other views of the same memory
 
@@ -56,12 +56,14 @@ class Op:
 
     @property
     def strides(self) -> tuple[int, ...] | None:
-        """The strides of a convolution or pooling; None for everything else."""
+        """The strides of a convolution, pooling or padding; None for everything else."""
         if self.kind == "convolution" and not self.arguments[6]:  # not a transposed one
             return tuple(self.arguments[3])
         if self.kind in POOLS:
             kernel_size, *stride = self.arguments[1:3]
             return tuple((stride and stride[0]) or kernel_size)
+        if self.kind in PADS:
+            return (1,)
         return None
 
 

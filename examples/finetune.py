@@ -75,7 +75,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, dict[st
     add("--keep-prob", type=float, default=0.9, metavar="P", help="at the end; it begins at 1 (%(default)s)")
     add("--block-size", type=number, default=0.5, metavar="N", help="pixels, or a share of the map (%(default)s)")
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=at_least(1), default=4, metavar="N", help="(%(default)s)")
+    add("--epochs", type=at_least(1), default=3, metavar="N", help="(%(default)s)")
     add("--batch-size", type=at_least(1), default=42, metavar="N", help="(%(default)s)")
     add("--lr", type=positive, default=1e-3, help="peak learning rate of AdamW (%(default)s)")
     add("--seed", type=at_least(0), default=0, metavar="N", help="(%(default)s)")

@@ -77,6 +77,20 @@ def test_stages_of_every_network(name: str) -> None:
     assert all(block.name in modules for stage in stages for block in stage.blocks)
 
 
+@pytest.mark.parametrize("pixels", [(96, 96), (160, 160), (288, 288), (97, 131)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_stages_do_not_depend_on_the_size_of_the_image(name: str, pixels: tuple[int, int]) -> None:
+    net = NETWORKS[name]()
+    for expected, found in zip(find_stages(net), find_stages(net, torch.empty(1, 3, *pixels)), strict=True):
+        assert (expected.index, expected.reduction, expected.channels, expected.blocks) == (
+            found.index,
+            found.reduction,
+            found.channels,
+            found.blocks,
+        )
+        assert found.map_size[0] == pytest.approx(pixels[0] / found.reduction, abs=1)
+
+
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("name", ["resnet50", "resnet18", "efficientnet_b0", "regnety_004"])
 def test_dilation_does_not_merge_stages(name: str, output_stride: int) -> None:
