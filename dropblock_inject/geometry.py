@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log2, prod
 
+from .kinds import MOVES
 from .trace import Trace, Value
 
 _ASPECT_TOLERANCE = (
@@ -63,12 +64,20 @@ class Geometry:
     def _layout(self, value: Value) -> tuple[int, tuple[int, ...]] | None:
         """The axis of the channels and the spatial size."""
         shape = value.shape
-        if len(shape) == len(self.image_size) + 2 and shape[0] in self.batches:
-            for channel_dim, size in ((1, shape[2:]), (-1, shape[1:-1])):
-                ratios = _ratios(self.image_size, size)
-                if prod(size) > 1 and max(ratios) <= _ASPECT_TOLERANCE * min(ratios):
-                    return channel_dim, tuple(size)
-        return None
+        if len(shape) != len(self.image_size) + 2 or shape[0] not in self.batches:
+            return None
+        fitting = [
+            (channel_dim, tuple(size))
+            for channel_dim, size in ((1, shape[2:]), (-1, shape[1:-1]))
+            if prod(size) > 1 and self._keeps_aspect(size)
+        ]
+        if len(fitting) == 2 and _channel_axis(value) == len(shape) - 1:
+            return fitting[1]
+        return fitting[0] if fitting else None
+
+    def _keeps_aspect(self, size: tuple[int, ...]) -> bool:
+        ratios = _ratios(self.image_size, size)
+        return max(ratios) <= _ASPECT_TOLERANCE * min(ratios)
 
     def _level(self, value: Value) -> int:
         """log2 of the reduction: step by step along the way from the image, so that missing padding adds up to nothing.
@@ -100,6 +109,27 @@ class Geometry:
         layout = self._layout(value)
         assert layout is not None
         return round(_mean(map(log2, _ratios(size, layout[1]))))
+
+
+def _channel_axis(value: Value) -> int:
+    """Where the channels of a tensor are: behind the batch, unless they were moved there on the way to it."""
+    rank = len(value.shape)
+    moves: list[list[int]] = []
+    while value.producer is not None and value.producer.kind != "convolution":
+        op = value.producer
+        if len(op.inputs[0].shape) == rank and op.kind in MOVES:
+            order = list(range(rank))
+            if op.kind == "permute":
+                order = [axis % rank for axis in op.arguments[1]]
+            else:
+                first, second = (axis % rank for axis in op.arguments[1:3])
+                order[first], order[second] = order[second], order[first]
+            moves.append(order)
+        value = op.inputs[0]
+    axis = 1
+    for order in reversed(moves):
+        axis = order.index(axis)
+    return axis
 
 
 def _mean(numbers: Iterable[float]) -> float:

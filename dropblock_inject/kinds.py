@@ -28,7 +28,7 @@ NORMS = frozenset(
 )
 SAME_VALUES = frozenset(("_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh"))
 # The same numbers in another order of the axes.
-MOVES = frozenset(("movedim", "permute", "t", "transpose"))
+MOVES = frozenset(("permute", "transpose"))
 SLICES = frozenset(("index_select", "narrow", "select", "slice", "split", "split_with_sizes", "unbind", "unsafe_split"))
 POOLS = frozenset(("avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices"))
 # Paddings: they change the size of a map, not its resolution.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from .blocks import CONTAINERS, Block, Unit
+from .blocks import Block, Unit
 from .geometry import FeatureMap, Geometry
 from .kinds import MOVES, SAME_VALUES, SAVES_OUTPUT
 from .residuals import Residual, original
@@ -44,6 +44,7 @@ class Placement:
 
     def __init__(self, trace: Trace, geometry: Geometry) -> None:
         self._geometry = geometry
+        self._iterated = trace.iterated
         self._calls_of: dict[str, list[Call]] = defaultdict(list)
         self._put_out_by: dict[Value, list[tuple[Call, Key]]] = defaultdict(list)
         self._attributes: Counter[tuple[str, str]] = Counter()
@@ -232,11 +233,11 @@ class Placement:
         convolutions = [op.call.name for op in ([behind] if behind else []) + [unit.op for unit in near]]
         candidates = [*convolutions, reached.host] if where == "branch" else [reached.host, *convolutions]
         candidates += [block.name, *(unit.op.call.name for unit in block.units)]
-        return next(name for name in candidates if self._can_own(name))
+        return next((name for name in candidates if self._can_own(name)), candidates[0])
 
     def _can_own(self, name: str) -> bool:
         call: Call | None = self._calls_of[name][0]
-        if call is None or isinstance(call.module, CONTAINERS):
+        if name in self._iterated:
             return False
         while call is not None:
             if isinstance(call.module, NORM_MODULES):

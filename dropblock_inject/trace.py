@@ -10,6 +10,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,12 +105,14 @@ class Trace:
     Attributes:
         calls, ops: in the order in which they began.
         inputs: the tensors given to the model.
+        iterated: names of the modules that went through their children instead of calling each by its name.
         error: what ended the pass early, if anything did: the record then goes as far as that.
     """
 
     calls: list[Call]
     ops: list[Op]
     inputs: list[Value]
+    iterated: set[str]
     error: Exception | None = None
 
 
@@ -124,9 +127,12 @@ def _record(twin: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trace:
     recorder = _Recorder()
     for tensor in _tensors((args, kwargs)):
         recorder.add_input(tensor)
-    for name, module in twin.named_modules():
+    iterated: set[str] = set()
+    for name, module in list(twin.named_modules()):
+        module._modules = _WatchedChildren(module._modules, name, iterated)
         module.register_forward_pre_hook(recorder.entering(name), with_kwargs=True)
         module.register_forward_hook(recorder.leaving, with_kwargs=True)
+    iterated.clear()
     error = None
     with torch.random.fork_rng(devices=()), torch.no_grad(), torch.device("meta"), recorder:
         try:
@@ -134,7 +140,7 @@ def _record(twin: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trace:
         except Exception as problem:  # whatever the model's own code raises on tensors without data
             error = problem
     recorder.close()
-    return Trace(recorder.calls, recorder.ops, recorder.inputs, error)
+    return Trace(recorder.calls, recorder.ops, recorder.inputs, iterated, error)
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -146,6 +152,30 @@ def meta_copy(model: nn.Module) -> nn.Module:
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     with _TensorsCopiedToMeta():
         return copy.deepcopy(model, memo)
+
+
+class _WatchedChildren(dict):
+    """The children of a module; notes it when they are gone through."""
+
+    def __init__(self, children: dict[str, nn.Module | None], name: str, iterated: set[str]) -> None:
+        super().__init__(children)
+        self._note = partial(iterated.add, name)
+
+    def __iter__(self) -> Iterator[str]:
+        self._note()
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        self._note()
+        return super().keys()
+
+    def values(self) -> Any:
+        self._note()
+        return super().values()
+
+    def items(self) -> Any:
+        self._note()
+        return super().items()
 
 
 class _TensorsCopiedToMeta(TorchFunctionMode):
@@ -210,11 +240,16 @@ class _Recorder(TorchDispatchMode):
                 through.outputs.append(self._new_value(other, through))
 
     def entering(self, name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             call = Call(name, module, self._stack[-1] if self._stack else None, len(self.ops))
-            call.arguments = self._known({**dict(enumerate(args)), **kwargs})
             self.calls.append(call)
             self._stack.append(call)
+            entries: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+            for key, entry in entries.items():
+                if isinstance(entry, Tensor) and self._value(entry) in call.arguments.values():
+                    entries[key] = torch.ops.aten.alias(entry)  # given twice: to tell one from the other
+                call.arguments |= self._known({key: entries[key]})
+            return tuple(entries[i] for i in range(len(args))), {key: entries[key] for key in kwargs}
 
         return hook
 

@@ -1,0 +1,371 @@
+"""Residual blocks written in ways of their own: all come out right, shown by effect.
+
+Each block can compute its branch alone. With everything dropped on the shortcut the block must put out just that: the
+mask is on the shortcut, and the branch has not seen it.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.ao.nn.quantized import FloatFunctional
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
+
+from dropblock_inject import DropBlock, inject_dropblock, plan_dropblock, remove_dropblock
+
+WIDTH = 8
+IMAGE = torch.empty(1, 3, 16, 16)
+
+
+def unit(width: int = WIDTH, activation: nn.Module | None = None) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU() if activation is None else activation
+    )
+
+
+class Block(nn.Module):
+    """Two units and a sum; the others change one thing each."""
+
+    sites = ("branch", "branch", "skip")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = unit(), unit(activation=nn.Identity())
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class TorchAdd(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.branch(x), x)
+
+
+class InPlaceOnBranch(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.branch(x)
+        out += x
+        return out
+
+
+class InPlaceOnShortcut(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        x += self.branch(x)
+        return x
+
+
+class Functional(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = FloatFunctional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sum.add(x, self.branch(x))
+
+
+class SharedActivation(Block):
+    """One in-place ReLU, called twice within the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(WIDTH, WIDTH, 1), nn.BatchNorm2d(WIDTH)
+        self.conv2, self.bn2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.BatchNorm2d(WIDTH)
+        self.act = nn.ReLU(inplace=True)
+        del self.first, self.second
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.act(self.bn2(self.conv2(self.act(self.bn1(self.conv1(x))))))
+
+
+class FunctionalActivation(SharedActivation):
+    """SiLU, which does not commute with the scale of a mask, and no module to hook behind it but the next reader."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.bn2(self.conv2(F.silu(self.bn1(self.conv1(x)))))
+
+
+class GoesThroughItsChildren(nn.Module):
+    """Runs whatever is registered on it."""
+
+    sites = ("branch", "branch", "skip")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = unit(), unit(activation=nn.Identity())
+
+    def branch(self, x: Tensor) -> Tensor:
+        for child in self.children():
+            x = child(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class ResidualSequence(nn.Sequential):
+    sites = ("branch", "branch", "skip")
+
+    def __init__(self) -> None:
+        super().__init__(*unit(), *unit(activation=nn.Identity()))
+
+    def branch(self, x: Tensor) -> Tensor:
+        return nn.Sequential.forward(self, x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class Keywords(Block):
+    def forward(self, *, features: Tensor, scale: float = 1.0) -> Tensor:
+        return features + self.branch(features) * scale
+
+
+class CallsWithKeywords(nn.Module):
+    sites = ("branch", "branch", "skip")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Keywords()
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.block.branch(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(features=x)
+
+
+class SecondArgument(Block):
+    """The shortcut comes from the parent, as the second argument."""
+
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        return self.branch(x) + shortcut
+
+
+class GivesTheShortcut(nn.Module):
+    sites = ("branch", "branch", "skip")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = SecondArgument()
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.block.branch(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, x)
+
+
+class Checkpointed(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + checkpoint(self.branch, x, use_reentrant=False)
+
+
+class Lambda(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.join = lambda x, out: x + out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(x, self.branch(x))
+
+
+class StochasticDepthOn(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_path = StochasticDepth(1e-12, "row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.branch(x))
+
+
+class IdentityShortcutModule(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shortcut = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) + self.shortcut(x)
+
+
+class Projected(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection, self.norm = nn.Conv2d(WIDTH, WIDTH, 1), nn.BatchNorm2d(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) + self.norm(self.projection(x))
+
+
+class PreActivated(nn.Module):
+    """The fork is behind the first norm and activation."""
+
+    sites = ("branch", "branch", "skip")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.act1 = nn.BatchNorm2d(WIDTH), nn.ReLU()
+        self.conv1, self.norm2, self.act2 = nn.Conv2d(WIDTH, WIDTH, 1), nn.BatchNorm2d(WIDTH), nn.ReLU()
+        self.conv2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.projection = nn.Conv2d(WIDTH, WIDTH, 1)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.conv2(self.act2(self.norm2(self.conv1(self.act1(self.norm1(x))))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.norm1(x))
+        return self.conv2(self.act2(self.norm2(self.conv1(x)))) + self.projection(x)
+
+
+class ChannelsLast(nn.Module):
+    """Linear layers over the channels of a map whose channels come last."""
+
+    sites = ("branch", "branch", "branch", "skip")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(WIDTH, WIDTH, 7, padding=3, groups=WIDTH)
+        self.norm, self.grow, self.act = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH), nn.GELU()
+        self.shrink = nn.Linear(3 * WIDTH, WIDTH)
+
+    def branch(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x).permute(0, 2, 3, 1))
+        return self.shrink(self.act(self.grow(x))).permute(0, 3, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class Gated(Block):
+    """Squeeze-excite at the end of the branch: a site of its own, none on its 1x1 maps."""
+
+    sites = ("branch", "branch", "branch", "skip")
+
+    class SqueezeExcite(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reduce, self.expand = nn.Conv2d(WIDTH, 2, 1), nn.Conv2d(2, WIDTH, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.expand(F.relu(self.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = self.SqueezeExcite()
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.gate(super().branch(x))
+
+
+BLOCKS = (
+    Block,
+    TorchAdd,
+    InPlaceOnBranch,
+    InPlaceOnShortcut,
+    Functional,
+    SharedActivation,
+    FunctionalActivation,
+    GoesThroughItsChildren,
+    ResidualSequence,
+    CallsWithKeywords,
+    GivesTheShortcut,
+    Checkpointed,
+    Lambda,
+    StochasticDepthOn,
+    IdentityShortcutModule,
+    Projected,
+    PreActivated,
+    ChannelsLast,
+    Gated,
+)
+
+
+def network(block: type[nn.Module]) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, WIDTH, 3, 2, 1), block(), block())
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_sites(block: type[nn.Module]) -> None:
+    plan = plan_dropblock(network(block), 1, where=("paper", "output"), example_input=IMAGE)
+    for index in "12":
+        kinds = sorted(site.where for site in plan if site.block.split(".")[0] == index)
+        assert kinds == sorted((*block.sites, "output"))
+    assert {site.map_size for site in plan} == {(8, 8)}
+    assert {site.channels for site in plan} <= {WIDTH, 3 * WIDTH}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_shortcut_is_masked_and_the_branch_does_not_see_it(block: type[nn.Module]) -> None:
+    net = network(block)
+    x = torch.randn(4, WIDTH, 8, 8)
+    net.eval()
+    expected = net[1].branch(x)
+    assert not torch.allclose(expected, net[1](x))
+    inject_dropblock(net, 1, where="skip", keep_prob=1e-9, block_size=8, example_input=IMAGE, include=r"re:1\b.*")
+    drops = [module for module in net.modules() if isinstance(module, DropBlock)]
+    assert len(drops) == 1
+    drops[0].train()
+    torch.testing.assert_close(net[1](x), expected)
+    net.eval()
+    assert not torch.allclose(net[1](x), expected)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_each_site_runs_once_and_trains(block: type[nn.Module]) -> None:
+    net = network(block).train()
+    plan = inject_dropblock(net, 1, where=("paper", "output"), keep_prob=0.5, block_size=2, example_input=IMAGE)
+    runs = dict.fromkeys((site.name for site in plan), 0)
+    for name, module in net.named_modules():
+        if isinstance(module, DropBlock):
+
+            def count(module: nn.Module, args: tuple, output: Tensor, name: str = name) -> None:
+                runs[name] += 1
+                assert (output == 0).any(), f"{name} drops nothing"
+
+            module.register_forward_hook(count)
+    output = net(torch.randn(4, 3, 16, 16))
+    assert set(runs.values()) == {1}
+    output.square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
+    assert remove_dropblock(net) == len(plan)
+
+
+def test_a_block_that_runs_twice_is_one_block() -> None:
+    shared = Block()
+    net = nn.Sequential(nn.Conv2d(3, WIDTH, 3, 2, 1), shared, shared)
+    plan = inject_dropblock(net, 1, where="paper", keep_prob=0.5, example_input=IMAGE)
+    assert sorted(site.where for site in plan) == ["branch", "branch", "skip"]
+    runs = []
+    for module in net.modules():
+        if isinstance(module, DropBlock):
+            module.register_forward_hook(lambda module, args, output: runs.append(module))
+    net.train()(torch.randn(2, 3, 16, 16))
+    assert len(runs) == 2 * len(plan)
+
+
+def test_sums_that_are_no_shortcuts_are_no_joins() -> None:
+    class Sums(nn.Module):
+        """A linear sum of branches, a position encoding, and a sum of slices."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, WIDTH, 1)
+            self.position = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
+            self.half = nn.Conv2d(WIDTH // 2, WIDTH // 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.conv1(x) + self.conv2(x))
+            x = x + self.position(x)
+            left, right = x.chunk(2, 1)
+            return torch.cat((left, F.relu(self.half(left)) + right), 1)
+
+    plan = plan_dropblock(network(Sums), 1, where=("branch", "output"), example_input=IMAGE)
+    assert all(site.where != "skip" for site in plan)
+    with pytest.raises(ValueError, match="without shortcuts has no 'skip'"):
+        plan_dropblock(network(Sums), 1, where="skip", example_input=IMAGE)
