@@ -34,7 +34,12 @@ from dropblock_inject import (
 WHERE = ("branch", "skip", "output")
 
 
-@pytest.fixture(params=EVERY_KIND)
+@pytest.fixture(
+    params=[
+        *EVERY_KIND,
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in NETWORKS if name not in EVERY_KIND),
+    ]
+)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
