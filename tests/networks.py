@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.efficientnet import EfficientNet, MBConvConfig
 
 TORCHVISION = (
     "convnext_tiny",
@@ -34,6 +35,7 @@ TIMM = (
     "resnet50",
     "resnet50d",
     "seresnext50_32x4d",
+    "test_convnext",
     "tf_efficientnet_lite0",
 )
 
@@ -121,6 +123,16 @@ def plain_conv_net(classes: int = 10) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
 
+def small_efficientnet(classes: int = 10) -> nn.Module:
+    """torchvision's EfficientNet, narrow and short: SiLU, squeeze-excite, blocks with and without a shortcut."""
+    settings = [
+        MBConvConfig(1, 3, 1, 16, 16, 1, 1, 1),
+        MBConvConfig(4, 3, 2, 16, 24, 2, 1, 1),
+        MBConvConfig(4, 5, 2, 24, 40, 2, 1, 1),
+    ]
+    return EfficientNet(settings, dropout=0.0, stochastic_depth_prob=0.0, num_classes=classes)
+
+
 def _torchvision(name: str) -> Callable[[], nn.Module]:
     return lambda: torchvision.models.get_model(name, num_classes=10)
 
@@ -135,6 +147,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "own:cifar_resnet": CifarResNet,
     "own:conv_mixer": ConvMixer,
     "own:plain_conv_net": plain_conv_net,
+    "own:small_efficientnet": small_efficientnet,
 }
 # One of each way to splice: after a module, in a slot, before the block, after a projection, beside the branch, with
 # channels last, in a sequence that runs whatever is registered on it.
@@ -142,9 +155,9 @@ EVERY_KIND = (
     "own:cifar_resnet",
     "own:conv_mixer",
     "own:plain_conv_net",
-    "timm:convnext_tiny",
+    "own:small_efficientnet",
     "timm:resnet18",
-    "torchvision:efficientnet_b0",
+    "timm:test_convnext",
     "torchvision:resnet18",
 )
 

@@ -206,7 +206,7 @@ class TestEveryNetwork:
 
 
 def test_sites_and_stages_read_the_same_from_an_injected_model() -> None:
-    for name in ("torchvision:resnet18", "timm:resnet18", "timm:convnext_tiny", "own:cifar_resnet"):
+    for name in ("torchvision:resnet18", "timm:resnet18", "timm:test_convnext", "own:cifar_resnet"):
         net = NETWORKS[name]()
         before = find_stages(net, example_for(name))
         inject(net, name)

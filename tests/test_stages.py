@@ -34,6 +34,8 @@ EXPECTED = {
     "timm:resnet50": (1, resnet((3, 4, 6, 3), 4), "layer1.0"),
     "timm:resnet50d": (1, resnet((3, 4, 6, 3), 4), "layer1.0"),
     "timm:seresnext50_32x4d": (1, resnet((3, 4, 6, 3), 4), "layer1.0"),
+    "own:small_efficientnet": (1, [(2, 16, 16, 1), (4, 24, 8, 2), (8, 40, 4, 2)], "features.1.0"),
+    "timm:test_convnext": (1, [(4, 24, 40, 1), (8, 32, 20, 2), (16, 48, 10, 4), (32, 64, 5, 2)], "stages.0.blocks.0"),
     "timm:tf_efficientnet_lite0": (0, EFFICIENTNET, "blocks.0.0"),
     "torchvision:convnext_tiny": (1, CONVNEXT, "features.1.0"),
     "torchvision:densenet121": (
