@@ -134,14 +134,10 @@ def _find_units(trace: Trace, geometry: Geometry) -> list[Unit]:
             units.append(Unit(op, op.outputs[0]))
         elif op.index in linear:
             units.append(Unit(op, linear[op.index]))
-    seen: set[str] = set()
-    first_calls = []
-    for unit in units:  # a module that runs more than once counts once
-        key = unit.op.call.name
-        if key not in seen or not unit.op.call.name:
-            first_calls.append(unit)
-        seen.add(key)
-    return first_calls
+    first_calls: dict[str, Call] = {}
+    for unit in units:
+        first_calls.setdefault(unit.op.call.name, unit.op.call)
+    return [unit for unit in units if unit.op.call is first_calls[unit.op.call.name]]
 
 
 def _residual_blocks(trace: Trace, geometry: Geometry, units: list[Unit]) -> list[Block]:

@@ -43,11 +43,6 @@ class InjectedDropBlock(DropBlock):
             setattr(output, _UNMASKED, input)
         return output
 
-    @property
-    def active(self) -> bool:
-        """Whether the next forward drops anything."""
-        return self.training and self.enabled and self.keep_prob < 1
-
     def _get_name(self) -> str:
         return "DropBlock"
 

@@ -11,13 +11,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .errors import TraceError
 from .kinds import PADS, POOLS
 
 SHARED_WRITE = "shared_write"  # the kind of the operation that carries a write to the other views of the same memory
@@ -98,6 +99,16 @@ class Call:
         return parent is self
 
 
+class _Wrapper(NamedTuple):
+    """A kind of module that only calls another one, and cannot be copied or run on its own."""
+
+    kind: type[nn.Module]
+    attribute: str
+
+
+_WRAPPERS = (_Wrapper(nn.DataParallel, "module"), _Wrapper(nn.parallel.DistributedDataParallel, "module"))
+
+
 @dataclass(eq=False)
 class Trace:
     """The record of one forward pass.
@@ -117,18 +128,25 @@ class Trace:
 
 
 def trace_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trace:
-    """Runs `model` once in eval mode on `args` and `kwargs` (tensors in them give shape and dtype only)."""
+    """Runs `model` once in eval mode on `args` and `kwargs` (tensors in them give shape and dtype only).
+
+    Raises:
+        TraceError: the model cannot be copied.
+    """
+    prefix = ""
+    while (wrapper := next((w for w in _WRAPPERS if isinstance(model, w.kind)), None)) is not None:
+        model, prefix = getattr(model, wrapper.attribute), f"{prefix}{wrapper.attribute}."
     with torch.inference_mode(False):  # which would hide operations inside compound ones
-        twin = meta_copy(model).eval()
-        return _record(twin, _to_meta(args), _to_meta(kwargs))
+        return _record(meta_copy(model).eval(), prefix, _to_meta(args), _to_meta(kwargs))
 
 
-def _record(twin: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trace:
+def _record(twin: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -> Trace:
     recorder = _Recorder()
     for tensor in _tensors((args, kwargs)):
         recorder.add_input(tensor)
     iterated: set[str] = set()
     for name, module in list(twin.named_modules()):
+        name = f"{prefix}{name}".removesuffix(".")
         module._modules = _WatchedChildren(module._modules, name, iterated)
         module.register_forward_pre_hook(recorder.entering(name), with_kwargs=True)
         module.register_forward_hook(recorder.leaving, with_kwargs=True)
@@ -144,14 +162,27 @@ def _record(twin: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trace:
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of which every tensor is on the meta device."""
+    """A deep copy of which every tensor is on the meta device.
+
+    Raises:
+        TraceError: there is something in the model that cannot be copied.
+    """
+    name = type(model).__name__
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise TraceError(f"{name} has lazy layers that know no shapes yet: run it once on a batch, then try again")
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    with _TensorsCopiedToMeta():
-        return copy.deepcopy(model, memo)
+    try:
+        with _TensorsCopiedToMeta():
+            return copy.deepcopy(model, memo)
+    except Exception as problem:
+        raise TraceError(
+            f"{name} cannot be copied, which tracing does so that the model itself is not touched: "
+            f"{type(problem).__name__}: {problem}"
+        ) from problem
 
 
 class _WatchedChildren(dict):
@@ -293,8 +324,8 @@ def _written(func: Any) -> tuple[int, ...]:
 
 
 def _aliases(func: Any) -> bool:
-    """Whether what an operation returns may share memory with what it is given."""
-    return any(returned.alias_info is not None for returned in func._schema.returns)
+    """Whether an operation returns a view of what it is given."""
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
 
 
 def _tensors(nested: Any) -> Iterator[Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import timm
 import torch
@@ -263,3 +265,20 @@ def test_an_input_that_does_not_fit_says_what_to_pass() -> None:
     assert "tuple of positional arguments" in str(caught.value)
     images = torch.empty(1, 3, 32, 32)
     assert len(find_stages(net, (images, images))) == 4
+
+
+def test_a_model_that_cannot_be_copied_or_is_not_ready_says_so() -> None:
+    class Locked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = plain_conv_net()
+            self.lock = threading.Lock()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+    with pytest.raises(DropBlockInjectError, match=r"Locked cannot be copied, which tracing does .*: TypeError.*lock"):
+        find_stages(Locked())
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    with pytest.raises(DropBlockInjectError, match="lazy layers that know no shapes yet: run it once"):
+        find_stages(lazy)

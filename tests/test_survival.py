@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -364,3 +365,42 @@ def test_memory_is_flat_over_many_steps() -> None:
     handle.remove()
     gc.collect()
     assert [reference() for reference in alive] == [None] * 3
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("inject_first", [True, False])
+def test_distributed_data_parallel_around_it(process_group: None, inject_first: bool) -> None:
+    name = "own:cifar_resnet"
+    if inject_first:
+        wrapped = nn.parallel.DistributedDataParallel(injected(name))
+    else:
+        wrapped = nn.parallel.DistributedDataParallel(NETWORKS[name]())
+        report = inject_dropblock(wrapped, (-2, -1), where=WHERE, block_size=2, example_input=example_for(name))
+        assert all(site.name.startswith("module.stage") for site in report)
+    assert_live(wrapped, images_for(name))
+    schedule = KeepProbSchedule(wrapped, total_steps=2)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+    schedule.attach(optimizer)
+    for _ in range(2):
+        wrapped(images_for(name)).sum().backward()
+        optimizer.step()
+    assert min(schedule.get_last_keep_prob()) == pytest.approx(0.9)
+    assert remove_dropblock(wrapped) > 0
+
+
+def test_fully_sharded_around_it(process_group: None) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    name = "own:cifar_resnet"
+    net = injected(name)
+    for block in (*net.stage2, *net.stage3):
+        fully_shard(block)
+    fully_shard(net)
+    assert_live(net, images_for(name))
+    net(images_for(name)).sum().backward()
