@@ -19,7 +19,7 @@ from .functional import BlockSize
 from .layer import DropBlock
 from .sites import Site
 
-_UNMASKED = "_dropblock_unmasked"  # attribute of a masked tensor: the tensor before the mask
+_UNMASKED = "_dropblock_unmasked"  # attribute of a masked tensor: the DropBlock, and the tensor before its mask
 
 
 class InjectedDropBlock(DropBlock):
@@ -40,7 +40,7 @@ class InjectedDropBlock(DropBlock):
         if self.site.splice.unmasked and output is not input:
             # The mark travels with the tensor: no state between two hooks, so threads, re-entry, recomputation and
             # torch.fx graphs are no special case.
-            setattr(output, _UNMASKED, input)
+            setattr(output, _UNMASKED, (self, input))
         return output
 
     def _get_name(self) -> str:
@@ -79,19 +79,21 @@ class _MaskBesideArgument(_Hook):
         if masked is tensor:
             return tensor
         unmasked = tensor.clone()
-        setattr(tensor.copy_(masked), _UNMASKED, unmasked)
+        setattr(tensor.copy_(masked), _UNMASKED, (self.drop, unmasked))
         return unmasked
 
 
 class _UnmaskArgument(_Hook):
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return _with_argument(args, kwargs, self.key, _unmasked)
+        return _with_argument(args, kwargs, self.key, self._unmasked)
 
-
-def _unmasked(tensor: Tensor) -> Tensor:
-    if isinstance(tensor, torch.fx.Proxy):  # a Proxy makes up any attribute it is asked for
-        return vars(tensor).get(_UNMASKED, tensor)
-    return getattr(tensor, _UNMASKED, tensor)
+    def _unmasked(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, torch.fx.Proxy):  # which makes up any attribute it is asked for
+            drop, unmasked = vars(tensor).get(_UNMASKED, (None, tensor))
+        else:
+            drop, unmasked = getattr(tensor, _UNMASKED, (None, tensor))
+        # A block that adds in place hands on a tensor with the mark of its own shortcut.
+        return unmasked if drop is self.drop else tensor
 
 
 def _with_argument(

@@ -61,6 +61,14 @@ class InPlaceOnShortcut(Block):
         return x
 
 
+class InPlaceOnInput(Block):
+    """Writes into the tensor it is given, and hands that on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.branch(x)
+        return x
+
+
 class Functional(Block):
     def __init__(self) -> None:
         super().__init__()
@@ -268,6 +276,7 @@ BLOCKS = (
     TorchAdd,
     InPlaceOnBranch,
     InPlaceOnShortcut,
+    InPlaceOnInput,
     Functional,
     SharedActivation,
     FunctionalActivation,
@@ -306,14 +315,14 @@ def test_the_shortcut_is_masked_and_the_branch_does_not_see_it(block: type[nn.Mo
     x = torch.randn(4, WIDTH, 8, 8)
     net.eval()
     expected = net[1].branch(x)
-    assert not torch.allclose(expected, net[1](x))
+    assert not torch.allclose(expected, net[1](x.clone()))
     inject_dropblock(net, 1, where="skip", keep_prob=1e-9, block_size=8, example_input=IMAGE, include=r"re:1\b.*")
     drops = [module for module in net.modules() if isinstance(module, DropBlock)]
     assert len(drops) == 1
     drops[0].train()
-    torch.testing.assert_close(net[1](x), expected)
+    torch.testing.assert_close(net[1](x.clone()), expected)
     net.eval()
-    assert not torch.allclose(net[1](x), expected)
+    assert not torch.allclose(net[1](x.clone()), expected)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -334,6 +343,21 @@ def test_each_site_runs_once_and_trains(block: type[nn.Module]) -> None:
     output.square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
     assert remove_dropblock(net) == len(plan)
+
+
+@pytest.mark.parametrize("block", [Block, InPlaceOnInput, InPlaceOnShortcut, InPlaceOnBranch])
+def test_a_block_at_rest_reads_what_the_one_before_put_out(block: type[nn.Module]) -> None:
+    net = network(block).eval()
+    inject_dropblock(net, 1, where="skip", keep_prob=0.5, block_size=3, example_input=IMAGE)
+    first, second = (module for module in net.modules() if isinstance(module, DropBlock))
+    x = torch.randn(4, WIDTH, 8, 8)
+    first.train()
+    second.enabled = False
+    torch.manual_seed(1)
+    between = net[1](x.clone())
+    expected = net[2](between.clone())
+    torch.manual_seed(1)
+    torch.testing.assert_close(net[2](net[1](x.clone())), expected)
 
 
 def test_a_block_that_runs_twice_is_one_block() -> None:
