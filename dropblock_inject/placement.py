@@ -106,7 +106,9 @@ class Placement:
                     reached, readers = self._beside(value, readers, passed, call), readers[1:]
                 if reached is not None:
                     branch = [unit for unit in block.units if unit.op in residual.branch_ops]
-                    yield self._spot(block, "skip", value, replace(reached, unmasked=_arguments(readers)), branch)
+                    yield self._spot(
+                        block, "skip", value, replace(reached, unmasked=self._arguments(readers, call)), branch
+                    )
                     return
             op = value.producer
             if op is None or not call.contains(op) or len(op.inputs) != 1:
@@ -174,6 +176,9 @@ class Placement:
                 if (call, key) not in readers:
                     readers.append((call, key))
         return readers
+
+    def _arguments(self, readers: list[tuple[Call, int | str]], scope: Call) -> tuple[Argument, ...]:
+        return tuple(dict.fromkeys(Argument(call.name, key, self._is_only_call(call, scope)) for call, key in readers))
 
     def _beside(
         self, value: Value, readers: list[tuple[Call, int | str]], passed: set[Op], scope: Call
@@ -273,10 +278,6 @@ def _is_identity(call: Call) -> bool:
 def _unmoved(value: Value, inside: Call) -> Value:
     """The value this one has the numbers of, whatever the order of the axes."""
     return original(value, inside, SAME_VALUES | MOVES)
-
-
-def _arguments(readers: list[tuple[Call, int | str]]) -> tuple[Argument, ...]:
-    return tuple(dict.fromkeys(Argument(call.name, key) for call, key in readers))
 
 
 def _given(value: Value, call: Call) -> _Reached | None:

@@ -11,10 +11,17 @@ Point = Literal["after", "before", "beside", "slot"]
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of a module's call: its position, or its name if it is passed by keyword."""
+    """An argument of a module's call.
+
+    Attributes:
+        module: dotted name of the module.
+        key: its position, or its name if it is passed by keyword.
+        always: whether the module is called just once in its block, so that it always is this tensor that it reads.
+    """
 
     module: str
     key: int | str
+    always: bool
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .errors import DeadSiteError
 from .functional import BlockSize
 from .layer import DropBlock
-from .sites import Site
+from .sites import Argument, Site
 
 _UNMASKED = "_dropblock_unmasked"  # attribute of a masked tensor: the DropBlock, and the tensor before its mask
 
@@ -42,6 +43,11 @@ class InjectedDropBlock(DropBlock):
             # torch.fx graphs are no special case.
             setattr(output, _UNMASKED, (self, input))
         return output
+
+    @property
+    def drops(self) -> bool:
+        """Whether the next forward pass drops anything."""
+        return self.training and self.enabled and self.keep_prob < 1
 
     def _get_name(self) -> str:
         return "DropBlock"
@@ -84,6 +90,10 @@ class _MaskBesideArgument(_Hook):
 
 
 class _UnmaskArgument(_Hook):
+    def __init__(self, drop: InjectedDropBlock, argument: Argument) -> None:
+        super().__init__(drop, argument.key)
+        self.argument = argument
+
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         return _with_argument(args, kwargs, self.key, self._unmasked)
 
@@ -92,6 +102,14 @@ class _UnmaskArgument(_Hook):
             drop, unmasked = vars(tensor).get(_UNMASKED, (None, tensor))
         else:
             drop, unmasked = getattr(tensor, _UNMASKED, (None, tensor))
+            if drop is not self.drop and self.argument.always and self.drop.drops and tensor.numel() > 0:
+                raise DeadSiteError(
+                    f"{self.argument.module} was called with another tensor than the one that {self.drop.site.name} "
+                    "masked for the shortcut beside it, and cannot be given the unmasked one. If its block is "
+                    "checkpointed within, use checkpoint(..., use_reentrant=False); if a wrapper casts what the module "
+                    f"is given, or if you call it on its own in training mode, exclude {self.drop.site.name!r} or call "
+                    "it within dropblock_disabled(model)"
+                )
         # A block that adds in place hands on a tensor with the mark of its own shortcut.
         return unmasked if drop is self.drop else tensor
 
@@ -142,7 +160,7 @@ def _splice_one(model: nn.Module, site: Site, block_size: BlockSize, options: di
         before = _MaskArgument(drop, at.key) if at.point == "before" else _MaskBesideArgument(drop, at.key)
         before.handle = host.register_forward_pre_hook(before, with_kwargs=True)
     for argument in at.unmasked:
-        unmask = _UnmaskArgument(drop, argument.key)
+        unmask = _UnmaskArgument(drop, argument)
         reader = model.get_submodule(argument.module)
         unmask.handle = reader.register_forward_pre_hook(unmask, with_kwargs=True)
 

@@ -7,6 +7,7 @@ neither memory nor arithmetic and the model itself is never touched.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -152,7 +153,9 @@ def _record(twin: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -
         module.register_forward_hook(recorder.leaving, with_kwargs=True)
     iterated.clear()
     error = None
-    with torch.random.fork_rng(devices=()), torch.no_grad(), torch.device("meta"), recorder:
+    quiet = warnings.catch_warnings()  # what the model has to say of a pass without data is for nobody
+    with quiet, torch.random.fork_rng(devices=()), torch.no_grad(), torch.device("meta"), recorder:
+        warnings.simplefilter("ignore")
         try:
             twin(*args, **kwargs)
         except Exception as problem:  # whatever the model's own code raises on tensors without data

@@ -360,6 +360,20 @@ def test_a_block_at_rest_reads_what_the_one_before_put_out(block: type[nn.Module
     torch.testing.assert_close(net[2](net[1](x.clone())), expected)
 
 
+def test_reentrant_checkpointing_within_a_block_is_refused_where_it_would_give_wrong_gradients() -> None:
+    class Reentrant(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + checkpoint(self.branch, x, use_reentrant=True)
+
+    net = network(Reentrant).train()
+    inject_dropblock(net, 1, where="skip", keep_prob=0.5, block_size=3, example_input=IMAGE)
+    with pytest.raises(RuntimeError, match=r"called with another tensor .* use_reentrant=False"):
+        net(torch.randn(2, 3, 16, 16)).sum().backward()
+    remove_dropblock(net)
+    inject_dropblock(net, 1, where="branch", keep_prob=0.5, block_size=3, example_input=IMAGE)
+    net(torch.randn(2, 3, 16, 16)).sum().backward()
+
+
 def test_a_block_that_runs_twice_is_one_block() -> None:
     shared = Block()
     net = nn.Sequential(nn.Conv2d(3, WIDTH, 3, 2, 1), shared, shared)
