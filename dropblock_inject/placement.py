@@ -48,6 +48,7 @@ class Placement:
         self._calls_of: dict[str, list[Call]] = defaultdict(list)
         self._put_out_by: dict[Value, list[tuple[Call, Key]]] = defaultdict(list)
         self._attributes: Counter[tuple[str, str]] = Counter()
+        self.unreachable: list[str] = []  # blocks that have a shortcut which no module gives a hold on
         for call in trace.calls:
             self._calls_of[call.name].append(call)
             for key, value in call.outputs.items():
@@ -112,6 +113,7 @@ class Placement:
                     return
             op = value.producer
             if op is None or not call.contains(op) or len(op.inputs) != 1:
+                self.unreachable.append(block.name)
                 return
             passed.add(op)
             value = op.inputs[0]
@@ -188,7 +190,10 @@ class Placement:
         It has to be the first to read it, and the tensor must be free to be written: in memory of its own, and not
         needed by the backward pass of what made it.
         """
-        if not readers or value.producer is None or value.producer.view or value.producer.kind in SAVES_OUTPUT:
+        made_by = value.producer
+        if not readers or made_by is None or not scope.contains(made_by):
+            return None
+        if made_by.view or made_by.kind in SAVES_OUTPUT:
             return None
         call, key = readers[0]
         if any(op in passed and op.index < call.first for op in value.readers):

@@ -13,9 +13,9 @@ from .functional import BlockSize, check_arguments
 from .matching import Pattern, check_pattern, closest, entries_of, matches
 from .placement import Placement, Spot
 from .sites import Site, Where
-from .stages import Stage, Trunk, find_trunk
+from .stages import Stage, find_trunk
 from .surgery import injected, splice, unsplice
-from .table import render
+from .table import TraceSummary, render
 
 _WHERE: dict[str, tuple[Where, ...]] = {
     "paper": ("branch", "skip"),
@@ -29,10 +29,10 @@ _DROP_PER_STAGE = 4  # the authors' rule: each stage further up drops a quarter 
 class _Sites(Sequence[Site]):
     """A sequence of sites; its str() is a table."""
 
-    def __init__(self, model: nn.Module, sites: Iterable[Site], image_size: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, sites: Iterable[Site], trace: TraceSummary) -> None:
         self.model = model
         self._sites = tuple(sites)
-        self._image_size = image_size
+        self._trace = trace
 
     @overload
     def __getitem__(self, index: int) -> Site: ...
@@ -48,7 +48,7 @@ class _Sites(Sequence[Site]):
         return f"<{type(self).__name__} of {len(self)} sites in {type(self.model).__name__}>"
 
     def __str__(self) -> str:
-        return render(type(self.model).__name__, self._sites, self._image_size)
+        return render(type(self.model).__name__, self._sites, self._trace)
 
 
 class InjectionReport(_Sites):
@@ -62,23 +62,32 @@ class InjectionPlan(_Sites):
         self,
         model: nn.Module,
         sites: Iterable[Site],
-        image_size: tuple[int, ...],
+        trace: TraceSummary,
         block_size: BlockSize,
         options: dict[str, Any],
     ) -> None:
-        super().__init__(model, sites, image_size)
+        super().__init__(model, sites, trace)
         self._block_size = block_size
         self._options = options
+        modules = _modules(model)
+        self._modules = {name: modules.get(name) for site in self for name in site.splice.modules}
 
     def apply(self) -> InjectionReport:
         """Carries the plan out, all or nothing.
 
         Raises:
             AlreadyInjectedError, CompiledModelError: the model has been injected or compiled since.
+            DropBlockValueError: modules of the model have been replaced since.
         """
         _check_model(self.model)
+        modules = _modules(self.model)
+        for name, module in self._modules.items():
+            if modules.get(name) is not module:
+                raise DropBlockValueError(
+                    f"{name or 'the model'} is not the module it was when this plan was made; plan again"
+                )
         splice(self.model, self._sites, self._block_size, self._options)
-        return InjectionReport(self.model, self._sites, self._image_size)
+        return InjectionReport(self.model, self._sites, self._trace)
 
 
 def inject_dropblock(
@@ -113,7 +122,8 @@ def inject_dropblock(
         where: ``"branch"``: after each convolution unit of a block (and at the branch's end where that is something
             else); ``"skip"``: on the shortcut, identity or projected, unseen by the branch; ``"output"``: after the
             addition and its activation; ``"paper"``: branch and skip; or a sequence of them.
-        include, exclude: name patterns over the sites; a site has the names of its DropBlock, its host and its block.
+        include, exclude: name patterns over the sites; a site has the names of its DropBlock, of the module that one is
+            registered on (on a branch the convolution), of its host and of its block.
             A string is an exact name, a dotted suffix, a shell wildcard, or a regular expression after ``"re:"``;
             a sequence of strings means any of them; a callable is asked ``(name of the site, host module)``.
         depth_scaling: with a float `keep_prob`, let each stage further up drop a quarter as much, which is the
@@ -170,10 +180,16 @@ def plan_dropblock(
     trunk = find_trunk(model, example_input)
     chosen = _choose_stages(trunk.stages, stages, trunk.geometry.image_size, strict)
     deepest = trunk.stages[-1].index
+    if isinstance(keep_prob, Mapping):
+        keep_prob = _by_stage(keep_prob, trunk.stages)
     targets = _targets(keep_prob, [stage.index for stage in chosen], deepest, depth_scaling)
+    placement = Placement(trunk.trace, trunk.geometry)
     sites = [
-        _site(spot, block, stage, block_size, targets[stage.index])
-        for stage, block, spot in _spots(trunk, chosen)
+        _site(spot, block.name, stage, block_size, targets[stage.index])
+        for stage, blocks in zip(trunk.stages, trunk.blocks, strict=True)
+        if stage in chosen
+        for block in blocks
+        for spot in placement.spots(block)
         if spot.where in kinds
     ]
     if not sites:
@@ -182,7 +198,9 @@ def plan_dropblock(
             "a network without shortcuts has no 'skip'; try where='branch' or 'output'"
         )
     sites = _choose_sites(model, sites, include, exclude, strict)
-    return InjectionPlan(model, sites, trunk.geometry.image_size, block_size, layer_options)
+    without_skip = placement.unreachable if "skip" in kinds else []
+    summary = TraceSummary(trunk.geometry.image_size, tuple(without_skip), trunk.trace.error)
+    return InjectionPlan(model, sites, summary, block_size, layer_options)
 
 
 def remove_dropblock(model: nn.Module) -> int:
@@ -217,6 +235,10 @@ def _check_model(model: nn.Module) -> None:
                 f"{name} holds a module compiled by torch.jit, into which nothing can be put; inject into the "
                 "original module"
             )
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    return dict(model.named_modules(remove_duplicate=False))
 
 
 def _check_layer_options(keep_prob: Any, block_size: BlockSize, options: dict[str, Any]) -> None:
@@ -261,6 +283,18 @@ def _choose_stages(
     return [stage for stage in stages if stage.index in chosen]
 
 
+def _by_stage(keep_prob: Mapping[int, float], stages: list[Stage]) -> dict[int, float]:
+    """The mapping with negative stages counted from the deepest."""
+    indices = [stage.index for stage in stages]
+    unknown = [key for key in keep_prob if key not in indices and key not in range(-len(indices), 0)]
+    if unknown:
+        raise DropBlockValueError(
+            f"keep_prob={dict(keep_prob)!r} speaks of stage {', '.join(map(str, unknown))}, but the model has stages "
+            f"{', '.join(map(str, indices))}"
+        )
+    return {key if key in indices else indices[key]: value for key, value in keep_prob.items()}
+
+
 def _targets(
     keep_prob: float | Mapping[int, float], stages: list[int], deepest: int, depth_scaling: bool
 ) -> dict[int, float]:
@@ -276,15 +310,6 @@ def _targets(
     if not depth_scaling:
         return dict.fromkeys(stages, float(keep_prob))
     return {stage: 1 - (1 - keep_prob) / _DROP_PER_STAGE ** (deepest - stage) for stage in stages}
-
-
-def _spots(trunk: Trunk, chosen: list[Stage]) -> Iterable[tuple[Stage, str, Spot]]:
-    placement = Placement(trunk.trace, trunk.geometry)
-    for stage, blocks in zip(trunk.stages, trunk.blocks, strict=True):
-        if stage in chosen:
-            for block in blocks:
-                for spot in placement.spots(block):
-                    yield stage, block.name, spot
 
 
 def _site(spot: Spot, block: str, stage: Stage, block_size: BlockSize, keep_prob: float) -> Site:
@@ -333,5 +358,5 @@ def _choose_sites(model: nn.Module, sites: list[Site], include: Pattern, exclude
     return kept
 
 
-def _names(site: Site) -> tuple[str, str, str]:
-    return site.name, site.host, site.block
+def _names(site: Site) -> tuple[str, ...]:
+    return site.name, site.splice.owner, site.host, site.block

@@ -147,6 +147,7 @@ class KeepProbSchedule:
                 "without one, call schedule.step() after each update"
             )
         check_dropblock(self.model)
+        self._layers()  # raises if there is none
         if self._attached is not None:
             handle, attached_to = self._attached
             hooks = handle.hooks_dict_ref()

@@ -44,6 +44,11 @@ class Splice:
     key: int | str | None = None
     unmasked: tuple[Argument, ...] = ()
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of all modules it takes part of."""
+        return self.owner, self.host, *(argument.module for argument in self.unmasked)
+
 
 @dataclass(frozen=True)
 class Site:

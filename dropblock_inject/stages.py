@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .blocks import Block, find_blocks
-from .errors import DropBlockTypeError, NoTrunkError
+from .errors import DropBlockTypeError, NoTrunkError, TraceError
 from .geometry import Geometry
 from .probe import trace_model
 from .trace import Trace
@@ -90,6 +90,7 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
             "convolution units on feature maps, which is what DropBlock drops parts of. For a transformer use drop "
             "path (stochastic depth)"
         )
+    _refuse_half_a_trunk(model, trace, found)
     by_level: dict[int, list[Block]] = defaultdict(list)
     for block, level in zip(found, _levels_without_dilation(found), strict=True):
         by_level[level].append(block)
@@ -105,6 +106,26 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
         for index, level in zip(_numbers(levels), levels, strict=True)
     ]
     return Trunk(stages, [by_level[level] for level in levels], trace, geometry)
+
+
+def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block]) -> None:
+    """Raises if the forward pass failed while there were still blocks to come.
+
+    Behind the trunk a failure does no harm: detectors ask for the values of their outputs, which are not there.
+    """
+    if trace.error is None:
+        return
+    called = {call.name for call in trace.calls}
+    kinds = {type(block.scope.module) for block in blocks if block.name} - {nn.Sequential, *map(type, [model])}
+    missed = [name for name, module in model.named_modules() if type(module) in kinds and name not in called]
+    if missed:
+        problem = f"{type(trace.error).__name__}: {trace.error}".rstrip(".")
+        raise TraceError(
+            f"the forward pass of {type(model).__name__} without data ended early, before {missed[0]}: {problem}. "
+            "DropBlock would only come into the part before it. What the model's code asks of the values of a tensor "
+            "(item(), numpy(), if tensor:) has no answer there: leave it out in eval mode, or pass an example_input "
+            "that avoids it"
+        ) from trace.error
 
 
 def _numbers(levels: list[int]) -> list[int]:

@@ -61,14 +61,17 @@ def check_dropblock(model: nn.Module) -> None:
     Raises:
         DeadSiteError: names the sites and the mend.
     """
-    dead = [(name, drop.site.host) for name, drop, live in injected(model) if not live]
-    if dead:
-        lines = "\n".join(f"  {name}, after {host}" for name, host in dead)
+    found = injected(model)
+    lost = [f"{name}, after {drop.site.host}" for name, drop, live in found if not live]
+    there = {drop.site.name for _, drop, _ in found}
+    total = {name for _, drop, _ in found for name in drop.together}
+    lost += [f"{name}, which is gone" for name in sorted(total - there)]
+    if lost:
+        lines = "\n".join(f"  {line}" for line in lost)
         raise DeadSiteError(
-            f"{len(dead)} of {len(injected(model))} injected DropBlocks no longer take part in the forward pass:\n"
-            f"{lines}\n"
-            "A module beside them was replaced after the injection (conversion to SyncBatchNorm, fusion, a new head?). "
-            "Call remove_dropblock(model), then inject_dropblock(model, ...) again, after the conversion"
+            f"{len(lost)} of {len(total)} injected DropBlocks no longer take part in the forward pass:\n{lines}\n"
+            "A module that held them was replaced after the injection (conversion to SyncBatchNorm, fusion, a new "
+            "stage?). Call remove_dropblock(model), then inject_dropblock(model, ...) again, after that change"
         )
 
 

@@ -7,6 +7,7 @@ looking at the model as it is now, so that copies and unpickled models are no sp
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -29,11 +30,20 @@ class InjectedDropBlock(DropBlock):
     Attributes:
         site: the plan's record of where it is.
         replaced: the identity it took the place of (a tuple, so that it is not registered as a child), or empty.
+        together: the names of all sites of the same injection, by which one that is gone is missed.
     """
 
-    def __init__(self, site: Site, block_size: BlockSize, replaced: tuple[nn.Module, ...], **options: Any) -> None:
+    def __init__(
+        self,
+        site: Site,
+        together: tuple[str, ...],
+        block_size: BlockSize,
+        replaced: tuple[nn.Module, ...],
+        **options: Any,
+    ) -> None:
         super().__init__(site.keep_prob, block_size, channel_dim=site.channel_dim, **options)
         self.site = site
+        self.together = together
         self.replaced = replaced
 
     def forward(self, input: Tensor) -> Tensor:
@@ -71,14 +81,14 @@ class _MaskOutput(_Hook):
 
 class _MaskArgument(_Hook):
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return _with_argument(args, kwargs, self.key, self.drop)
+        return _with_argument(module, args, kwargs, self.key, self.drop)
 
 
 class _MaskBesideArgument(_Hook):
     """Masks a tensor in place, for the shortcut that reads it later, and gives the module a copy as it was."""
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return _with_argument(args, kwargs, self.key, self._mask)
+        return _with_argument(module, args, kwargs, self.key, self._mask)
 
     def _mask(self, tensor: Tensor) -> Tensor:
         masked = self.drop(tensor)
@@ -95,7 +105,7 @@ class _UnmaskArgument(_Hook):
         self.argument = argument
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return _with_argument(args, kwargs, self.key, self._unmasked)
+        return _with_argument(module, args, kwargs, self.key, self._unmasked)
 
     def _unmasked(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, torch.fx.Proxy):  # which makes up any attribute it is asked for
@@ -115,13 +125,18 @@ class _UnmaskArgument(_Hook):
 
 
 def _with_argument(
-    args: tuple, kwargs: dict, key: int | str | None, change: Callable[[Tensor], Tensor]
+    module: nn.Module, args: tuple, kwargs: dict, key: int | str | None, change: Callable[[Tensor], Tensor]
 ) -> tuple[tuple, dict]:
-    """The arguments of a call with one of them changed."""
-    if isinstance(key, int):
+    """The arguments of a call with one of them changed, by whichever way it is given in this call."""
+    if isinstance(key, int) and key < len(args):
         return _with_entry(args, key, change(args[key])), kwargs
-    assert key is not None
-    return args, {**kwargs, key: change(kwargs[key])}
+    if key in kwargs:
+        return args, {**kwargs, key: change(kwargs[key])}
+    names = list(inspect.signature(module.forward).parameters)
+    if isinstance(key, int):
+        return args, {**kwargs, names[key]: change(kwargs[names[key]])}
+    position = names.index(str(key))
+    return _with_entry(args, position, change(args[position])), kwargs
 
 
 def _with_entry(entries: Any, key: int | str, entry: Any) -> Any:
@@ -134,20 +149,23 @@ def _with_entry(entries: Any, key: int | str, entry: Any) -> Any:
 
 def splice(model: nn.Module, sites: Sequence[Site], block_size: BlockSize, options: dict[str, Any]) -> None:
     """Puts a DropBlock at every site; if anything goes wrong, takes all of them out again."""
+    together = tuple(site.name for site in sites)
     try:
         for site in sites:
-            _splice_one(model, site, block_size, options)
+            _splice_one(model, site, together, block_size, options)
     except BaseException:
         unsplice(model)
         raise
 
 
-def _splice_one(model: nn.Module, site: Site, block_size: BlockSize, options: dict[str, Any]) -> None:
+def _splice_one(
+    model: nn.Module, site: Site, together: tuple[str, ...], block_size: BlockSize, options: dict[str, Any]
+) -> None:
     at = site.splice
     owner, host = model.get_submodule(at.owner), model.get_submodule(at.host)
     if at.unmasked or at.point == "beside":
         options = {**options, "inplace": False}  # the branch still needs the unmasked tensor
-    drop = InjectedDropBlock(site, block_size, (host,) if at.point == "slot" else (), **options)
+    drop = InjectedDropBlock(site, together, block_size, (host,) if at.point == "slot" else (), **options)
     drop.train(owner.training)
     if at.point == "slot":
         owner._modules[at.attribute] = drop  # in its place: add_module would also do, but says less
@@ -167,14 +185,13 @@ def _splice_one(model: nn.Module, site: Site, block_size: BlockSize, options: di
 
 def unsplice(model: nn.Module) -> int:
     """Takes every injected DropBlock out; returns how many there were."""
-    for hooks, key, _ in list(_hooks(model)):
-        for table in hooks:
+    count = len(injected(model))
+    for tables, key, _ in list(_hooks(model)):
+        for table in tables:
             table.pop(key, None)
-    count = 0
     for owner in list(model.modules()):
         for attribute, child in list(owner._modules.items()):
             if isinstance(child, InjectedDropBlock):
-                count += 1
                 if child.replaced:
                     owner._modules[attribute] = child.replaced[0]
                 else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .sites import Site
 
@@ -10,10 +11,25 @@ _HEADINGS = ("stage", "site", "where", "after", "channels", "map", "block", "kee
 _NUMERIC = frozenset(("stage", "channels", "map", "block", "keep_prob"))
 
 
-def render(model: str, sites: Sequence[Site], image_size: tuple[int, ...]) -> str:
+@dataclass(frozen=True)
+class TraceSummary:
+    """What a table says of the pass its sites were found in.
+
+    Attributes:
+        image_size: spatial size of the image, in pixels.
+        without_skip: blocks that have a shortcut which no module gives a hold on.
+        error: what ended the pass early, if anything did.
+    """
+
+    image_size: tuple[int, ...]
+    without_skip: tuple[str, ...]
+    error: Exception | None
+
+
+def render(model: str, sites: Sequence[Site], trace: TraceSummary) -> str:
     """The sites of a model as a table, a stage after the other, and a line above it that sums them up."""
     blocks = len({site.block for site in sites})
-    pixels = _size(image_size)
+    pixels = _size(trace.image_size)
     lines = [f"DropBlock in {model}: {len(sites)} sites in {blocks} blocks; maps for an input of {pixels} pixels"]
     if not sites:
         return lines[0]
@@ -49,6 +65,11 @@ def render(model: str, sites: Sequence[Site], image_size: tuple[int, ...]) -> st
             lines.append("  ".join("-" * width for width in widths))
     if any(site.block_size == site.map_size for site in sites):
         lines += ["", "* as large as the map: whole channels are dropped, as by Dropout2d"]
+    if trace.without_skip:
+        lines += ["", f"No module gives a hold on the shortcut of {', '.join(trace.without_skip)}: no skip site there"]
+    if trace.error is not None:
+        problem = f"{type(trace.error).__name__}: {trace.error}".splitlines()[0].rstrip(".")
+        lines += ["", f"The pass without data ended early, what comes after is not listed: {problem}"]
     return "\n".join(lines)
 
 

@@ -44,6 +44,7 @@ REQUESTS = [
     ({"keep_prob": "0.9"}, TypeError, r"keep_prob must be a float in \(0, 1\], got '0\.9'"),
     ({"keep_prob": {3: 0.9}}, ValueError, r"keep_prob=\{3: 0\.9\} says nothing of stage 2"),
     ({"keep_prob": {2: 0.9, 3: 2}}, ValueError, r"keep_prob must be in \(0, 1\], got 2"),
+    ({"keep_prob": {2: 0.9, 3: 0.9, 7: 0.8}}, ValueError, r"speaks of stage 7, but the model has stages 1, 2, 3"),
     ({"block_size": 0}, ValueError, r"block_size must be at least 1, got 0"),
     ({"block_size": -3}, ValueError, r"block_size must be at least 1, got -3"),
     ({"block_size": 1.5}, ValueError, r"block_size=1\.5: a float is a share of the map and must be in \(0, 1\)"),
@@ -136,6 +137,44 @@ def test_already_injected() -> None:
     assert repr(net) == before
     remove_dropblock(net)
     assert len(inject_dropblock(net, -1, example_input=IMAGE)) == 6
+
+
+def test_a_plan_for_a_model_that_changed_since() -> None:
+    for change in ("stage3.1.conv1", "stage3.1"):
+        net = CifarResNet()
+        plan = plan_dropblock(net, -1, example_input=IMAGE)
+        parent, _, name = change.rpartition(".")
+        setattr(net.get_submodule(parent), name, nn.Sequential(net.get_submodule(change)))
+        before = repr(net)
+        with pytest.raises(
+            DropBlockInjectError, match=r"stage3\.1\S* is not the module it was when this plan was made"
+        ):
+            plan.apply()
+        assert repr(net) == before
+
+
+def test_a_forward_that_fails_within_the_trunk() -> None:
+    class AsksForValues(type(CifarResNet().stage1[0])):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if x.sum().item() else x
+
+    net = CifarResNet()
+    net.stage2[1] = AsksForValues(32, 32, 1)
+    with pytest.raises(
+        DropBlockInjectError, match=r"ended early, before stage3\.0: .*item\(\).*leave it out"
+    ) as caught:
+        inject_dropblock(net, -1, example_input=IMAGE)
+    assert isinstance(caught.value, RuntimeError)
+
+
+@pytest.mark.parametrize("part", ["stage3", "stage3.1"])
+def test_a_part_with_sites_that_was_replaced(part: str) -> None:
+    net = CifarResNet()
+    inject_dropblock(net, (-2, -1), example_input=IMAGE)
+    parent, _, name = part.rpartition(".")
+    setattr(net.get_submodule(parent), name, CifarResNet().get_submodule(part))
+    with pytest.raises(DropBlockInjectError, match=r"stage3\.1\.conv1\.drop_branch, which is gone"):
+        check_dropblock(net)
 
 
 def test_compiled() -> None:

@@ -360,6 +360,56 @@ def test_a_block_at_rest_reads_what_the_one_before_put_out(block: type[nn.Module
     torch.testing.assert_close(net[2](net[1](x.clone())), expected)
 
 
+class InTuple(Block):
+    def forward(self, entries: tuple[Tensor, None]) -> tuple[Tensor, None]:
+        x, aux = entries
+        return super().forward(x), aux
+
+
+def test_a_shortcut_out_of_reach_is_left_alone_and_said() -> None:
+    """It belongs to the module around it, which reads it too."""
+
+    class LongSkip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block, self.decode = nn.Conv2d(3, WIDTH, 3, 2, 1), InTuple(), nn.Conv2d(WIDTH, WIDTH, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            out, _ = self.block((x, None))
+            return out + self.decode(x)
+
+    net = LongSkip().train()
+    plan = inject_dropblock(net, 1, keep_prob=0.5, block_size=2, example_input=IMAGE)
+    assert {site.where for site in plan} == {"branch"}
+    assert "No module gives a hold on the shortcut of block: no skip site there" in str(plan)
+    read = []
+    net.decode.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    net(torch.randn(2, 3, 16, 16))
+    assert (read[0] != 0).all()
+
+
+@pytest.mark.parametrize(
+    "example", [(torch.empty(1, WIDTH, 8, 8),), {"x": torch.empty(1, WIDTH, 8, 8)}], ids=["args", "kwargs"]
+)
+def test_a_model_may_be_called_otherwise_than_it_was_traced(example) -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, *args, **kwargs) -> Tensor:
+            return self.block(*args, **kwargs)
+
+    net = Around().train()
+    inject_dropblock(net, 1, where="paper", keep_prob=0.5, block_size=2, example_input=example)
+    x = torch.randn(2, WIDTH, 8, 8)
+    torch.manual_seed(1)
+    by_position = net(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(net(x=x), by_position)
+
+
 def test_reentrant_checkpointing_within_a_block_is_refused_where_it_would_give_wrong_gradients() -> None:
     class Reentrant(Block):
         def forward(self, x: Tensor) -> Tensor:

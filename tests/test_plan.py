@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -71,6 +72,7 @@ TARGETS = [
     ({"keep_prob": 0.9, "depth_scaling": False}, (0.9, 0.9, 0.9)),
     ({"keep_prob": {2: 0.5, 3: 0.6, 4: 0.7}}, (0.5, 0.6, 0.7)),
     ({"keep_prob": {2: 0.5, 3: 0.6, 4: 0.7}, "depth_scaling": False}, (0.5, 0.6, 0.7)),
+    ({"keep_prob": {-3: 0.5, -2: 0.6, -1: 0.7, 1: 0.1}}, (0.5, 0.6, 0.7)),
 ]
 
 
@@ -109,6 +111,7 @@ PATTERNS = [
     ("layer4.1", None, CONV[2:]),  # the block's name
     ("layer4.1.bn2", None, CONV[3:]),  # the host's name
     ("layer4.1.conv2.drop_branch", None, CONV[3:]),  # the site's name
+    ("conv2", None, [CONV[1], CONV[3]]),  # the convolution's name
     ("bn2", None, [CONV[1], CONV[3]]),  # a dotted suffix
     ("*.conv1.*", None, [CONV[0], CONV[2]]),
     (["layer4.0", "layer4.1.bn1"], None, CONV[:3]),
@@ -200,6 +203,18 @@ def test_the_table() -> None:
     assert repr(plan) == "<InjectionPlan of 2 sites in Sequential>"
     assert plan[0].name == "8.drop_branch"
     assert [site.stage for site in plan[:2]] == [3, 4]
+
+
+def test_the_table_says_so_if_the_pass_without_data_ended_early() -> None:
+    class NeedsData(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * x.mean().item()
+
+    net = nn.Sequential(CifarResNet(), NeedsData())
+    text = str(plan_dropblock(net, -1, example_input=torch.empty(1, 3, 32, 32)))
+    assert re.search(
+        r"\n\nThe pass without data ended early, what comes after is not listed: RuntimeError: .*meta", text
+    )
 
 
 @pytest.mark.parametrize("statement", ["add_module", "register_forward_hook", "register_forward_pre_hook"])
