@@ -9,21 +9,14 @@ from torch import nn
 
 from .calibration import block_size_in_force
 from .errors import AlreadyInjectedError, CompiledModelError, DropBlockTypeError, DropBlockValueError, NoMatchError
-from .functional import BlockSize, check_arguments
-from .matching import Pattern, check_pattern, closest, entries_of, matches
+from .functional import BlockSize
+from .matching import Pattern, check_pattern
 from .placement import Placement, Spot
-from .sites import Site, Where
+from .selection import by_stage, check_layer_options, choose_sites, choose_stages, kinds_of, targets_of
+from .sites import Site
 from .stages import Stage, find_trunk
 from .surgery import injected, splice, unsplice
 from .table import TraceSummary, render
-
-_WHERE: dict[str, tuple[Where, ...]] = {
-    "paper": ("branch", "skip"),
-    "branch": ("branch",),
-    "skip": ("skip",),
-    "output": ("output",),
-}
-_DROP_PER_STAGE = 4  # the authors' rule: each stage further up drops a quarter as much
 
 
 class _Sites(Sequence[Site]):
@@ -173,16 +166,16 @@ def plan_dropblock(
 ) -> InjectionPlan:
     """What :func:`inject_dropblock` would do with the same arguments; changes nothing."""
     _check_model(model)
-    kinds = _kinds(where)
-    _check_layer_options(keep_prob, block_size, layer_options)
+    kinds = kinds_of(where)
+    check_layer_options(keep_prob, block_size, layer_options)
     check_pattern("include", include)
     check_pattern("exclude", exclude)
     trunk = find_trunk(model, example_input)
-    chosen = _choose_stages(trunk.stages, stages, trunk.geometry.image_size, strict)
+    chosen = choose_stages(trunk.stages, stages, trunk.geometry.image_size, strict)
     deepest = trunk.stages[-1].index
     if isinstance(keep_prob, Mapping):
-        keep_prob = _by_stage(keep_prob, trunk.stages)
-    targets = _targets(keep_prob, [stage.index for stage in chosen], deepest, depth_scaling)
+        keep_prob = by_stage(keep_prob, trunk.stages)
+    targets = targets_of(keep_prob, [stage.index for stage in chosen], deepest, depth_scaling)
     placement = Placement(trunk.trace, trunk.geometry)
     sites = [
         _site(spot, block.name, stage, block_size, targets[stage.index])
@@ -197,7 +190,7 @@ def plan_dropblock(
             f"where={where!r} finds no site in stages {[stage.index for stage in chosen]} of {type(model).__name__}: "
             "a network without shortcuts has no 'skip'; try where='branch' or 'output'"
         )
-    sites = _choose_sites(model, sites, include, exclude, strict)
+    sites = choose_sites(model, sites, include, exclude, strict)
     without_skip = placement.unreachable if "skip" in kinds else []
     summary = TraceSummary(trunk.geometry.image_size, tuple(without_skip), trunk.trace.error)
     return InjectionPlan(model, sites, summary, block_size, layer_options)
@@ -241,77 +234,6 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
     return dict(model.named_modules(remove_duplicate=False))
 
 
-def _check_layer_options(keep_prob: Any, block_size: BlockSize, options: dict[str, Any]) -> None:
-    allowed = ("per_channel", "rescale", "calibrated", "generator", "inplace")
-    for name in options:
-        if name not in allowed:
-            raise DropBlockTypeError(
-                f"unknown argument {name!r}; the layer options are {', '.join(allowed)}"
-                + (" (channel_dim is found by itself)" if name == "channel_dim" else "")
-            )
-    for value in keep_prob.values() if isinstance(keep_prob, Mapping) else [keep_prob]:
-        check_arguments(value, block_size, options.get("rescale", "batch"))
-
-
-def _kinds(where: str | Sequence[str]) -> set[Where]:
-    asked = [where] if isinstance(where, str) else where
-    if not isinstance(asked, Sequence) or not asked or not all(kind in _WHERE for kind in asked):
-        raise DropBlockValueError(f"where must be {', '.join(map(repr, _WHERE))} or a sequence of them, got {where!r}")
-    return {kind for entry in asked for kind in _WHERE[entry]}
-
-
-def _choose_stages(
-    stages: list[Stage], asked: int | Sequence[int], image_size: tuple[int, ...], strict: bool
-) -> list[Stage]:
-    by_index = {stage.index: stage for stage in stages}
-    wanted = [asked] if isinstance(asked, int) else asked
-    if not isinstance(wanted, Sequence) or not wanted or any(type(index) is not int for index in wanted):
-        raise DropBlockTypeError(f"stages must be an int or a sequence of ints, got {asked!r}")
-    missing = [i for i in wanted if (i not in by_index if i >= 0 else -i > len(stages))]
-    if missing and strict:
-        lines = "\n".join(
-            f"  {stage.index}: reduction {stage.reduction}, {stage.channels} channels, {stage.blocks[0].name} to "
-            f"{stage.blocks[-1].name}"
-            for stage in stages
-        )
-        pixels = "x".join(map(str, image_size))
-        raise NoMatchError(
-            f"no stage {', '.join(map(str, missing))} in the model; for an input of {pixels} pixels it has\n{lines}\n"
-            "(a map of a single pixel makes no stage: where images are small, pass a larger example_input)"
-        )
-    chosen = {i if i >= 0 else stages[i].index for i in wanted if i not in missing}
-    return [stage for stage in stages if stage.index in chosen]
-
-
-def _by_stage(keep_prob: Mapping[int, float], stages: list[Stage]) -> dict[int, float]:
-    """The mapping with negative stages counted from the deepest."""
-    indices = [stage.index for stage in stages]
-    unknown = [key for key in keep_prob if key not in indices and key not in range(-len(indices), 0)]
-    if unknown:
-        raise DropBlockValueError(
-            f"keep_prob={dict(keep_prob)!r} speaks of stage {', '.join(map(str, unknown))}, but the model has stages "
-            f"{', '.join(map(str, indices))}"
-        )
-    return {key if key in indices else indices[key]: value for key, value in keep_prob.items()}
-
-
-def _targets(
-    keep_prob: float | Mapping[int, float], stages: list[int], deepest: int, depth_scaling: bool
-) -> dict[int, float]:
-    """The target keep_prob of each chosen stage."""
-    if isinstance(keep_prob, Mapping):
-        absent = [stage for stage in stages if stage not in keep_prob]
-        if absent:
-            raise DropBlockValueError(
-                f"keep_prob={dict(keep_prob)!r} says nothing of stage {', '.join(map(str, absent))}, which is among "
-                "those asked for"
-            )
-        return {stage: float(keep_prob[stage]) for stage in stages}
-    if not depth_scaling:
-        return dict.fromkeys(stages, float(keep_prob))
-    return {stage: 1 - (1 - keep_prob) / _DROP_PER_STAGE ** (deepest - stage) for stage in stages}
-
-
 def _site(spot: Spot, block: str, stage: Stage, block_size: BlockSize, keep_prob: float) -> Site:
     at = spot.splice
     size = spot.map.size
@@ -333,30 +255,3 @@ def _site(spot: Spot, block: str, stage: Stage, block_size: BlockSize, keep_prob
         channel_dim=spot.map.channel_dim,
         splice=at,
     )
-
-
-def _choose_sites(model: nn.Module, sites: list[Site], include: Pattern, exclude: Pattern, strict: bool) -> list[Site]:
-    def fits(site: Site, pattern: Pattern) -> bool:
-        if pattern is not None and callable(pattern):
-            return bool(pattern(site.name, model.get_submodule(site.splice.host)))
-        return any(matches(entry, name) for entry in entries_of(pattern) for name in _names(site))
-
-    if strict:
-        names = [name for site in sites for name in _names(site)]
-        for argument, pattern in (("include", include), ("exclude", exclude)):
-            for entry in entries_of(pattern):
-                if not any(matches(entry, name) for name in names):
-                    raise NoMatchError(
-                        f"{argument}={entry!r} matches none of the {len(sites)} sites in the chosen stages; closest: "
-                        f"{', '.join(closest(entry, names))}. print(plan_dropblock(model)) lists them all"
-                    )
-    kept = [
-        s for s in sites if (include is None or fits(s, include)) and not (exclude is not None and fits(s, exclude))
-    ]
-    if not kept and strict:
-        raise NoMatchError(f"include={include!r} and exclude={exclude!r} together leave none of the {len(sites)} sites")
-    return kept
-
-
-def _names(site: Site) -> tuple[str, ...]:
-    return site.name, site.splice.owner, site.host, site.block

@@ -6,7 +6,6 @@ neither memory nor arithmetic and the model itself is never touched.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -16,11 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .errors import TraceError
 from .kinds import PADS, POOLS
+from .meta import meta_copy, to_meta
 
 SHARED_WRITE = "shared_write"  # the kind of the operation that carries a write to the other views of the same memory
 
@@ -138,7 +136,7 @@ def trace_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trac
     while (wrapper := next((w for w in _WRAPPERS if isinstance(model, w.kind)), None)) is not None:
         model, prefix = getattr(model, wrapper.attribute), f"{prefix}{wrapper.attribute}."
     with torch.inference_mode(False):  # which would hide operations inside compound ones
-        return _record(meta_copy(model).eval(), prefix, _to_meta(args), _to_meta(kwargs))
+        return _record(meta_copy(model).eval(), prefix, to_meta(args), to_meta(kwargs))
 
 
 def _record(twin: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -> Trace:
@@ -164,30 +162,6 @@ def _record(twin: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -
     return Trace(recorder.calls, recorder.ops, recorder.inputs, iterated, error)
 
 
-def meta_copy(model: nn.Module) -> nn.Module:
-    """A deep copy of which every tensor is on the meta device.
-
-    Raises:
-        TraceError: there is something in the model that cannot be copied.
-    """
-    name = type(model).__name__
-    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
-        raise TraceError(f"{name} has lazy layers that know no shapes yet: run it once on a batch, then try again")
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    try:
-        with _TensorsCopiedToMeta():
-            return copy.deepcopy(model, memo)
-    except Exception as problem:
-        raise TraceError(
-            f"{name} cannot be copied, which tracing does so that the model itself is not touched: "
-            f"{type(problem).__name__}: {problem}"
-        ) from problem
-
-
 class _WatchedChildren(dict):
     """The children of a module; notes it when they are gone through."""
 
@@ -210,15 +184,6 @@ class _WatchedChildren(dict):
     def items(self) -> Any:
         self._note()
         return super().items()
-
-
-class _TensorsCopiedToMeta(TorchFunctionMode):
-    """Within it, ``deepcopy`` of a tensor that is neither parameter nor buffer gives a meta tensor too."""
-
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__deepcopy__:
-            return torch.empty_like(args[0], device="meta")
-        return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):
@@ -341,14 +306,3 @@ def _tensors(nested: Any) -> Iterator[Tensor]:
     elif isinstance(nested, tuple | list):
         for entry in nested:
             yield from _tensors(entry)
-
-
-def _to_meta(nested: Any) -> Any:
-    if isinstance(nested, Tensor):
-        return torch.empty_like(nested, device="meta")
-    if isinstance(nested, dict):
-        return type(nested)({key: _to_meta(entry) for key, entry in nested.items()})
-    if isinstance(nested, tuple | list):
-        entries = [_to_meta(entry) for entry in nested]
-        return type(nested)(*entries) if hasattr(nested, "_fields") else type(nested)(entries)
-    return nested
