@@ -185,7 +185,7 @@ def plan_dropblock(
         for spot in placement.spots(block)
         if spot.where in kinds
     ]
-    if not sites:
+    if not sites and strict:
         raise NoMatchError(
             f"where={where!r} finds no site in stages {[stage.index for stage in chosen]} of {type(model).__name__}: "
             "a network without shortcuts has no 'skip'; try where='branch' or 'output'"

@@ -23,6 +23,7 @@ _DROP_PER_STAGE = 4  # the authors' rule: each stage further up drops a quarter 
 
 
 def check_layer_options(keep_prob: Any, block_size: BlockSize, options: dict[str, Any]) -> None:
+    """Raises if the arguments for the layers are wrong whatever the model."""
     allowed = ("per_channel", "rescale", "calibrated", "generator", "inplace")
     for name in options:
         if name not in allowed:
@@ -35,6 +36,7 @@ def check_layer_options(keep_prob: Any, block_size: BlockSize, options: dict[str
 
 
 def kinds_of(where: str | Sequence[str]) -> set[Where]:
+    """The kinds of sites that `where` asks for."""
     asked = [where] if isinstance(where, str) else where
     if not isinstance(asked, Sequence) or not asked or not all(kind in _WHERE for kind in asked):
         raise DropBlockValueError(f"where must be {', '.join(map(repr, _WHERE))} or a sequence of them, got {where!r}")
@@ -44,6 +46,7 @@ def kinds_of(where: str | Sequence[str]) -> set[Where]:
 def choose_stages(
     stages: list[Stage], asked: int | Sequence[int], image_size: tuple[int, ...], strict: bool
 ) -> list[Stage]:
+    """The stages asked for, shallow to deep; negative numbers count from the deepest."""
     by_index = {stage.index: stage for stage in stages}
     wanted = [asked] if isinstance(asked, int) else asked
     if not isinstance(wanted, Sequence) or not wanted or any(type(index) is not int for index in wanted):
@@ -94,6 +97,8 @@ def targets_of(
 
 
 def choose_sites(model: nn.Module, sites: list[Site], include: Pattern, exclude: Pattern, strict: bool) -> list[Site]:
+    """The sites that `include` names, or all, without those that `exclude` names."""
+
     def fits(site: Site, pattern: Pattern) -> bool:
         if pattern is not None and callable(pattern):
             return bool(pattern(site.name, model.get_submodule(site.splice.host)))

@@ -160,6 +160,8 @@ def test_not_strict_passes_over_what_matches_nothing(resnet: nn.Module) -> None:
     plan = plan_dropblock(resnet, (4, 9), where="branch", include=["layer4.1", "layer9"], strict=False)
     assert [site.block for site in plan] == ["layer4.1", "layer4.1"]
     assert len(plan_dropblock(resnet, 4, include="nothing", strict=False)) == 0
+    assert len(plan_dropblock(resnet, 9, strict=False)) == 0
+    assert str(plan_dropblock(resnet, 9, strict=False)).startswith("DropBlock in ResNet: 0 sites")
 
 
 def test_layer_options_reach_the_layers() -> None:
