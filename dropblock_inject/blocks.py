@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from .geometry import FeatureMap, Geometry
-from .kinds import GATES, HOMOGENEOUS, MOVES, NONLINEAR, NORMS, SAME_VALUES
+from .kinds import GATES, HOMOGENEOUS, MOVES, NONLINEAR, NORMS, RESHAPES, SAME_VALUES
 from .residuals import Residual, find_residuals
 from .trace import Call, Op, Trace, Value
 
@@ -28,8 +29,9 @@ class Unit:
 
     @property
     def dilation(self) -> int:
-        """The largest dilation of the convolution; 1 if it reads a single pixel."""
-        return max(self.op.arguments[5]) if max(self._kernel_size) > 1 else 1
+        """The dilation that a stride may have been traded for: a power of two; 1 if it cannot be."""
+        largest = max(self.op.arguments[5]) if max(self._kernel_size) > 1 else 1
+        return largest if largest.bit_count() == 1 else 1
 
     @property
     def cuts_patches(self) -> bool:
@@ -107,18 +109,55 @@ class Block:
     def dilation(self) -> int:
         return max((unit.dilation for unit in self.units), default=1)
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """By which blocks are put in the order of execution."""
+        return self.scope.first, self.units[0].op.index if self.units else 0
 
-def find_blocks(trace: Trace, geometry: Geometry) -> list[Block]:
-    """The blocks of a trace in the order of execution; of a module that is called several times the first call."""
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a network, each list in the order of execution; no unit is in two of them.
+
+    Attributes:
+        residual: those with a shortcut.
+        composite: modules of several convolution units without a shortcut.
+        single: the convolution units that are left.
+    """
+
+    residual: list[Block]
+    composite: list[Block]
+    single: list[Block]
+
+    def those(self, condition: Callable[[Block], bool]) -> Blocks:
+        """The blocks that fulfil a condition."""
+        return Blocks(*([b for b in kind if condition(b)] for kind in (self.residual, self.composite, self.single)))
+
+
+def find_blocks(trace: Trace, geometry: Geometry) -> Blocks:
+    """All blocks of a trace; of a module that is called several times the first call."""
     units = _find_units(trace, geometry)
-    blocks = _residual_blocks(trace, geometry, units)
-    inside = [block.scope for block in blocks]
-    free = [unit for unit in units if not any(call.contains(unit.op) for call in inside)]
-    composites, single = _composites(trace, geometry, free, inside)
-    blocks += composites
-    if not blocks:  # a plain network; beside blocks, single units are the stem, transitions and the head
-        blocks = [_single_unit_block(trace, geometry, unit) for unit in single if not unit.cuts_patches]
-    return sorted(blocks, key=lambda block: (block.scope.first, block.units[0].op.index if block.units else 0))
+    residual = _residual_blocks(trace, geometry, units)
+    scopes = {block.scope for block in residual if block.name}
+    taken = {unit for block in residual for unit in block.units}
+    free = [unit for unit in units if unit not in taken and scopes.isdisjoint(around(unit.op.call))]
+    composite, single = _composites(trace, geometry, free, [block.scope for block in residual])
+    return Blocks(residual, composite, [_single_unit_block(trace, geometry, unit) for unit in single])
+
+
+def rows_of(name: str, trace: Trace) -> list[str]:
+    """The names of the plain containers, one in the other, that a module is an entry of; not the model itself."""
+    rows = []
+    while (name := name.rpartition(".")[0]) and type(trace.modules[name]) in (nn.Sequential, nn.ModuleList):
+        rows.append(name)
+    return rows
+
+
+def around(call: Call | None) -> Iterator[Call]:
+    """A call and those around it, from the inside out."""
+    while call is not None:
+        yield call
+        call = call.parent
 
 
 def _find_units(trace: Trace, geometry: Geometry) -> list[Unit]:
@@ -131,13 +170,26 @@ def _find_units(trace: Trace, geometry: Geometry) -> list[Unit]:
     units = []
     for op in trace.ops:
         if op.kind == "convolution" and geometry.map_of(op.outputs[0]):
-            units.append(Unit(op, op.outputs[0]))
+            units.append(Unit(op, _put_out(op)))
         elif op.index in linear:
             units.append(Unit(op, linear[op.index]))
     first_calls: dict[str, Call] = {}
     for unit in units:
         first_calls.setdefault(unit.op.call.name, unit.op.call)
     return [unit for unit in units if unit.op.call is first_calls[unit.op.call.name]]
+
+
+def _put_out(op: Op) -> Value:
+    """What a convolution puts out: with weights for each image its module puts the images side by side before it."""
+    value = op.outputs[0]
+    while value not in op.call.outputs.values():
+        if len(value.readers) != 1 or value.readers[0].call is not op.call:
+            return op.outputs[0]
+        following = value.readers[0]
+        if following.kind not in RESHAPES | MOVES | SAME_VALUES:
+            return op.outputs[0]
+        value = following.outputs[0]
+    return value
 
 
 def _residual_blocks(trace: Trace, geometry: Geometry, units: list[Unit]) -> list[Block]:
@@ -152,12 +204,24 @@ def _residual_blocks(trace: Trace, geometry: Geometry, units: list[Unit]) -> lis
         call = group[0].call
         inner = [other for other in calls if call.encloses(other)]
         branch = {op for residual in group for op in residual.branch_ops}
-        own = [u for u in units if _ops_of(u) & branch and not any(c.contains(u.op) for c in inner)]
         feature_map = geometry.map_of(group[-1].join.outputs[0])
         if feature_map:
+            own = [
+                unit
+                for unit in units
+                if _ops_of(unit) & branch
+                and not any(other.contains(unit.op) for other in inner)
+                and _is_on(geometry, unit, feature_map)
+            ]
             output = _map_output(call, geometry) or (None, group[-1].join.outputs[0])
             blocks.append(Block(name, call, group, own, output, feature_map))
     return blocks
+
+
+def _is_on(geometry: Geometry, unit: Unit, feature_map: FeatureMap) -> bool:
+    """Whether a unit puts out a map as large as this one or as the one this was halved from; and not a smaller one."""
+    own = geometry.map_of(unit.convolved)
+    return own is not None and own.level in (feature_map.level, feature_map.level - 1)
 
 
 def _ops_of(unit: Unit) -> set[Op]:
@@ -165,31 +229,41 @@ def _ops_of(unit: Unit) -> set[Op]:
 
 
 def _composites(
-    trace: Trace, geometry: Geometry, units: list[Unit], residual_calls: list[Call]
+    trace: Trace, geometry: Geometry, units: list[Unit], residual: list[Call]
 ) -> tuple[list[Block], list[Unit]]:
-    """Blocks made of the units under one module, and the units that are left single."""
+    """Blocks made of the units under one module, and the units that are left single.
+
+    That module is the innermost with several units; a sequence only if none of the modules around it, but for
+    sequences, is one, or if it is an entry of a sequence of blocks, and so a stage of its own.
+    """
     root = trace.calls[0]
-    by_call: dict[Call, list[Unit]] = {}
+    under: dict[Call, list[Unit]] = {}
+    for unit in units:
+        for call in around(unit.op.call):
+            under.setdefault(call, []).append(unit)
+    around_residual = {call for scope in residual for call in around(scope.parent)}
+    rows = {row for scope in residual for row in rows_of(scope.name, trace)}
+
+    def output_of(call: Call) -> tuple[int | str | None, Value] | None:
+        if call is root or call in around_residual or len(under[call]) == 1:
+            return None
+        is_stage = type(call.module) is nn.Sequential and not rows.isdisjoint(rows_of(call.name, trace)[:1])
+        if isinstance(call.module, CONTAINERS) and not is_stage:
+            return None
+        return _map_output(call, geometry) if _at_most_halves(geometry, under[call]) else None
+
+    outputs = {call: output_of(call) for call in under}
+    groups: dict[Call, list[Unit]] = {}
     single = []
     for unit in units:
-        call: Call | None = unit.op.call
-        while call is not None and call is not root:
-            together = [other for other in units if call.contains(other.op)]
-            if (
-                len(together) > 1
-                and not isinstance(call.module, CONTAINERS)
-                and not any(call.encloses(c) for c in residual_calls)
-                and _map_output(call, geometry)
-                and _at_most_halves(geometry, together)
-            ):
-                by_call.setdefault(call, []).append(unit)
-                break
-            call = call.parent
-        else:
+        innermost = next((call for call in around(unit.op.call) if outputs[call]), None)
+        if innermost is None:
             single.append(unit)
+        else:
+            groups.setdefault(innermost, []).append(unit)
     blocks = []
-    for call, group in by_call.items():
-        output = _map_output(call, geometry)
+    for call, group in groups.items():
+        output = outputs[call]
         feature_map = geometry.map_of(output[1]) if output else None
         if output and feature_map:
             blocks.append(Block(call.name, call, [], group, output, feature_map))

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log2, prod
 
-from .kinds import MOVES
+from .kinds import MOVES, RESAMPLES, RESIZES
 from .trace import Trace, Value
 
-_ASPECT_TOLERANCE = (
-    1.6  # how far the reductions of two axes may differ: 106 px give maps of 4, an odd map of 3 one of 2
-)
+_SLACK = 2  # pixels by which an axis may be off: 106 px give maps of 4, where padding is missing some more are lost
 
 
 @dataclass(frozen=True)
@@ -43,20 +41,20 @@ class Geometry:
         """The geometry of a trace; None if it has no convolution over more than one pixel."""
         for op in trace.ops:
             if op.kind == "convolution" and op.inputs and prod(op.inputs[0].shape[2:]) > 1:
-                first = op.inputs[0].shape
+                first = op.inputs[0]
                 break
         else:
             return None
-        # What the model was given if it is an image of that rank: a stem may fold pixels into channels first.
-        # Else what the first convolution reads: detectors take lists of images and resize them.
-        images = [value.shape for value in trace.inputs if len(value.shape) == len(first)]
-        image = max(images, key=lambda shape: prod(shape[2:]), default=first)
-        return cls(tuple(image[2:]), frozenset((first[0], image[0])))
+        # What the model was given if it is an image of that rank: a stem may fold pixels into channels first. Else, or
+        # if the image is resized first, what the first convolution reads: detectors do that with lists of images.
+        images = [] if _is_resized(first) else [v.shape for v in trace.inputs if len(v.shape) == len(first.shape)]
+        image = max(images, key=lambda shape: prod(shape[2:]), default=first.shape)
+        return cls(tuple(image[2:]), frozenset((first.shape[0], image[0])))
 
     def map_of(self, value: Value) -> FeatureMap | None:
-        """The feature map that a tensor is; None if it is none, or of a single pixel."""
+        """The feature map that a tensor is; None if it is none, or of a single pixel, or of one channel: a gate."""
         layout = self._layout(value)
-        if layout is None:
+        if layout is None or value.shape[layout[0]] == 1:
             return None
         channel_dim, size = layout
         return FeatureMap(value.shape[channel_dim], size, channel_dim, max(0, self._level(value)))
@@ -76,8 +74,10 @@ class Geometry:
         return fitting[0] if fitting else None
 
     def _keeps_aspect(self, size: tuple[int, ...]) -> bool:
-        ratios = _ratios(self.image_size, size)
-        return max(ratios) <= _ASPECT_TOLERANCE * min(ratios)
+        if len(size) == 1:
+            return True
+        (short, of_short), (long, of_long) = sorted(zip(self.image_size[-2:], size[-2:], strict=True))
+        return abs(of_short - of_long * short / long) <= _SLACK
 
     def _level(self, value: Value) -> int:
         """log2 of the reduction: step by step along the way from the image, so that missing padding adds up to nothing.
@@ -86,29 +86,55 @@ class Geometry:
         """
         way = [value]
         while way[-1] not in self._levels:
-            producer = way[-1].producer
-            maps = [v for v in producer.inputs if self._layout(v)] if producer is not None else []
-            if not maps:
+            before = self._map_before(way[-1])
+            if before is None:
                 self._levels[way[-1]] = self._halvings(self.image_size, way[-1])
                 break
-            way.append(maps[0])
+            way.append(before)
         for before, after in pairwise(reversed(way)):
             self._levels[after] = self._levels[before] + self._step(before, after)
         return self._levels[value]
+
+    def _map_before(self, value: Value) -> Value | None:
+        """The map that this one was made of, if the operation says how their resolutions are related."""
+        op = value.producer
+        if op is None:
+            return None
+        maps = [v for v in op.inputs if self._layout(v)]
+        # Of what is added or concatenated the oldest: a shortcut is a surer way back than the branch beside it.
+        same = [v for v in maps if self._size(v) == self._size(value)]
+        if same:
+            return min(same, key=lambda v: v.producer.index if v.producer is not None else -1)
+        return maps[0] if maps and (op.strides is not None or op.kind in RESIZES) else None
 
     def _step(self, before: Value, after: Value) -> int:
         strides = after.producer.strides if after.producer is not None else None
         if strides is not None:
             return round(_mean(map(log2, strides[-2:])))
-        layout = self._layout(before)
+        return self._halvings(self._size(before), after)
+
+    def _size(self, value: Value) -> tuple[int, ...]:
+        layout = self._layout(value)
         assert layout is not None
-        return self._halvings(layout[1], after)
+        return layout[1]
 
     def _halvings(self, size: tuple[int, ...], value: Value) -> int:
         """How often a map of this size must be halved to give the one that `value` is."""
-        layout = self._layout(value)
-        assert layout is not None
-        return round(_mean(map(log2, _ratios(size, layout[1]))))
+        return round(_mean(map(log2, _ratios(size, self._size(value)))))
+
+
+def _is_resized(value: Value) -> bool:
+    """Whether it was made from what the model was given by resampling."""
+    pending, seen = [value], {value}
+    while pending:
+        op = pending.pop().producer
+        if op is not None:
+            if op.kind in RESAMPLES:
+                return True
+            new = [v for v in op.inputs if v not in seen]
+            seen.update(new)
+            pending += new
+    return False
 
 
 def _channel_axis(value: Value) -> int:

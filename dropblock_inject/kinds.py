@@ -29,9 +29,24 @@ NORMS = frozenset(
 SAME_VALUES = frozenset(("_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh"))
 # The same numbers in another order of the axes.
 MOVES = frozenset(("permute", "transpose"))
+RESHAPES = frozenset(("_unsafe_view", "view"))
 SLICES = frozenset(("index_select", "narrow", "select", "slice", "split", "split_with_sizes", "unbind", "unsafe_split"))
 POOLS = frozenset(("avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices"))
 # Paddings: they change the size of a map, not its resolution.
 PADS = frozenset(
     ("constant_pad_nd", *(f"{kind}_pad{axes}d" for kind in ("reflection", "replication") for axes in "123"))
 )
+RESAMPLES = frozenset(
+    f"upsample_{how}"
+    for how in ("bicubic2d", "bilinear2d", "linear1d", "nearest1d", "nearest2d", "nearest3d", "trilinear3d")
+) | {"_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d"}
+# Operations between maps of different size, of which the sizes tell how their resolutions are related.
+RESIZES = RESAMPLES | {
+    "_adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "convolution",
+    "im2col",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "slice",
+}

@@ -1,10 +1,12 @@
-"""Copies without data: the same structure, shapes and dtypes, every tensor on the meta device."""
+"""Models without data: the same structure, shapes and dtypes, every tensor on the meta device."""
 
 from __future__ import annotations
 
 import copy
+import inspect
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +24,43 @@ def meta_copy(model: nn.Module) -> nn.Module:
     name = type(model).__name__
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise TraceError(f"{name} has lazy layers that know no shapes yet: run it once on a batch, then try again")
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {
+        id(module): type(module).__new__(type(module)) for module in model.modules() if _is_plain(module)
+    }
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     try:
         with _TensorsCopiedToMeta():
+            for module in model.modules():
+                if _is_plain(module):
+                    # What deepcopy would do, but for the detours: they take most of its time.
+                    attributes = {k: _copy(v, memo) for k, v in vars(module).items() if k != "_compiled_call_impl"}
+                    memo[id(module)].__dict__.update(attributes)
             return copy.deepcopy(model, memo)
     except Exception as problem:
         raise TraceError(
             f"{name} cannot be copied, which tracing does so that the model itself is not touched: "
             f"{type(problem).__name__}: {problem}"
         ) from problem
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether copying a module is copying its attributes, and nothing that its own class has to say in it."""
+    kind = type(module)
+    hooks = (getattr(kind, name, None) for name in ("__getstate__", "__setstate__", "__reduce__", "__reduce_ex__"))
+    own = (hook for hook in hooks if inspect.isfunction(hook) and not hook.__module__.startswith("torch.nn."))
+    return not hasattr(kind, "__deepcopy__") and not any(own)
+
+
+def _copy(entry: Any, memo: dict[int, Any]) -> Any:
+    kind = type(entry)
+    if kind in _IMMUTABLE:
+        return entry
+    if kind in (dict, OrderedDict):
+        return kind((key, _copy(value, memo)) for key, value in entry.items())
+    return memo[id(entry)] if id(entry) in memo else copy.deepcopy(entry, memo)
 
 
 def to_meta(nested: Any) -> Any:
@@ -55,3 +81,70 @@ class _TensorsCopiedToMeta(TorchFunctionMode):
         if func is Tensor.__deepcopy__:
             return torch.empty_like(args[0], device="meta")
         return func(*args, **(kwargs or {}))
+
+
+class ShapeCache:
+    """Runs operations on meta tensors, and one like one before by making tensors of the shapes that that one gave.
+
+    Most of a pass without data is spent in working out shapes, and networks repeat their blocks.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, _Shapes | None] = {}
+
+    def __call__(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if func not in _CACHEABLE:
+            _CACHEABLE[func] = _gives_new_tensors(func)
+        if not _CACHEABLE[func]:
+            return func(*args, **kwargs)
+        try:
+            key = func, tuple(map(_key, args)), tuple((name, _key(entry)) for name, entry in kwargs.items())
+            known = self._known.get(key)
+        except TypeError:  # something that has no hash
+            return func(*args, **kwargs)
+        if known is not None:
+            return known.make()
+        output = func(*args, **kwargs)
+        self._known[key] = _Shapes.of(output)
+        return output
+
+
+class _Shapes(NamedTuple):
+    """Shape, strides and dtype of each tensor that an operation puts out."""
+
+    tensors: tuple[tuple[torch.Size, tuple[int, ...], torch.dtype], ...]
+    is_tuple: bool
+
+    @classmethod
+    def of(cls, output: Any) -> _Shapes | None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        if not all(isinstance(tensor, Tensor) and tensor.is_meta for tensor in outputs):
+            return None
+        return cls(tuple((t.shape, t.stride(), t.dtype) for t in outputs), isinstance(output, tuple))
+
+    def make(self) -> Any:
+        made = [torch.empty_strided(size, strides, dtype=t, device="meta") for size, strides, t in self.tensors]
+        return tuple(made) if self.is_tuple else made[0]
+
+
+def _gives_new_tensors(func: Any) -> bool:
+    """Whether an operation neither writes its arguments nor returns views of them, and is the same each time."""
+    schema = func._schema
+    return (
+        any(isinstance(argument.type, torch.TensorType) for argument in schema.arguments)
+        and not any(argument.alias_info for argument in (*schema.arguments, *schema.returns))
+        and all(isinstance(result.type, torch.TensorType) for result in schema.returns)
+    )
+
+
+_CACHEABLE: dict[Any, bool] = {}
+_IMMUTABLE = frozenset((bool, bytes, complex, float, int, str, type(None), torch.Size, torch.device, torch.dtype, type))
+
+
+def _key(argument: Any) -> Any:
+    """What the shapes that an operation puts out depend on."""
+    if isinstance(argument, Tensor):
+        return argument.shape, argument.stride(), argument.dtype, argument.device
+    if isinstance(argument, list | tuple):
+        return type(argument), tuple(map(_key, argument))
+    return type(argument), argument

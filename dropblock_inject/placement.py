@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from torch import nn
 
@@ -12,7 +13,7 @@ from .blocks import Block, Unit
 from .geometry import FeatureMap, Geometry
 from .kinds import MOVES, SAME_VALUES, SAVES_OUTPUT
 from .residuals import Residual, original
-from .sites import Argument, Point, Splice, Where
+from .sites import Argument, Point, Sight, Splice, Where
 from .trace import Call, Key, Op, Trace, Value
 
 NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -37,6 +38,7 @@ class _Reached:
     point: Point
     key: Key = None
     unmasked: tuple[Argument, ...] = ()
+    sight: Sight | None = None
 
 
 class Placement:
@@ -113,10 +115,14 @@ class Placement:
                     return
             op = value.producer
             if op is None or not call.contains(op) or len(op.inputs) != 1:
-                self.unreachable.append(block.name)
-                return
+                break
             passed.add(op)
             value = op.inputs[0]
+        reached = self._branch_end(residual)
+        if reached is None:
+            self.unreachable.append(block.name)
+        else:
+            yield self._spot(block, "skip", residual.skip, reached)
 
     def _at_output(self, block: Block) -> Iterator[Spot]:
         key, value = block.output
@@ -200,6 +206,43 @@ class Placement:
             return None
         return _Reached(call.name, "beside", key) if self._is_only_call(call, scope) else None
 
+    def _branch_end(self, residual: Residual) -> _Reached | None:
+        """The end of the branch beside a shortcut that the code of the block reads, and where that shortcut is seen."""
+        scope, end = residual.call, residual.branch
+        while True:
+            if len(end.readers) != 1:
+                return None
+            for call, key in reversed(self._put_out_by[end]):
+                if scope.encloses(call):
+                    return self._seen_before(residual, call, key)
+            if end.producer is None or end.producer.kind not in SAME_VALUES:
+                return None
+            end = end.producer.inputs[0]
+
+    def _seen_before(self, residual: Residual, host: Call, key: Key) -> _Reached | None:
+        """The host, the end of a branch, and the last module before it that sees the shortcut."""
+        scope, shortcut = residual.call, original(residual.skip, residual.call)
+        as_tokens = _as_tokens(shortcut)
+        sights: list[tuple[Call, Key, bool, bool]]
+        sights = [(scope, k, False, False) for k, value in scope.arguments.items() if value is shortcut]
+        for call in self._calls_in(scope):
+            if call.first < host.first and call is not host and self._is_only_call(call, scope):
+                sights += [(call, k, False, False) for k, value in call.arguments.items() if value is shortcut]
+                sights += [(call, k, False, True) for k, value in call.arguments.items() if value in as_tokens]
+                sights += [(call, k, True, False) for k, value in call.outputs.items() if value is shortcut]
+        if not sights:
+            return None
+        call, seen_as, output, tokens = min(sights, key=lambda sight: sight[3])
+        seen_at = call.last if output else call.first
+        calls = sum(
+            scope.encloses(other) and other.last > seen_at and other.first <= host.first
+            for other in self._calls_of[host.name]
+        )
+        return _Reached(host.name, "end", key, sight=Sight(call.name, seen_as, output, tokens, calls))
+
+    def _calls_in(self, scope: Call) -> list[Call]:
+        return [call for calls in self._calls_of.values() for call in calls if scope.encloses(call)]
+
     def _reading_call(self, value: Value, op: Op, scope: Call) -> tuple[Call | None, Key]:
         """The outermost call inside `scope` that was given the `value` which `op` reads, and as which argument."""
         found: tuple[Call | None, Key] = None, None
@@ -230,7 +273,7 @@ class Placement:
         else:
             owner = self._owner(block, where, value, reached, near)
             attribute = self._free_attribute(owner, where)
-        splice = Splice(owner, attribute, reached.host, reached.point, reached.key, reached.unmasked)
+        splice = Splice(owner, attribute, reached.host, reached.point, reached.key, reached.unmasked, reached.sight)
         return Spot(where, host or reached.host, feature_map, splice)
 
     def _owner(self, block: Block, where: Where, value: Value, reached: _Reached, near: Sequence[Unit]) -> str:
@@ -272,6 +315,20 @@ def _convolution_behind(value: Value, scope: Call) -> Op | None:
             return op
         op = op.inputs[0].producer
     return None
+
+
+def _as_tokens(value: Value) -> list[Value]:
+    """The feature map as tokens, if it is flattened and then transposed to be such."""
+    if len(value.shape) < 3:
+        return []
+    batch, channels, *size = value.shape
+    flat = [op.outputs[0] for op in value.readers if op.kind == "view"]
+    return [
+        op.outputs[0]
+        for between in flat
+        for op in between.readers
+        if op.kind == "transpose" and op.outputs[0].shape == (batch, prod(size), channels)
+    ]
 
 
 def _is_identity(call: Call) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .geometry import Geometry
@@ -32,15 +32,22 @@ class Residual:
 
 def find_residuals(trace: Trace, geometry: Geometry) -> list[Residual]:
     """The residual joins of a trace, in the order of execution."""
-    found = []
+    return [residual for residual in _joins(trace) if geometry.map_of(residual.skip)]
+
+
+def count_residuals(trace: Trace) -> int:
+    """How many residual joins there are, be they of feature maps, of tokens or of anything else."""
+    return sum(1 for _ in _joins(trace))
+
+
+def _joins(trace: Trace) -> Iterator[Residual]:
     for op in trace.ops:
         if op.kind == "add" and len(op.inputs) >= 2:
             left, right = op.inputs[:2]
-            if left is not right and left.shape == right.shape and geometry.map_of(left):
+            if left is not right and left.shape == right.shape:
                 residual = _residual(op, left, right) or _residual(op, right, left)
                 if residual:
-                    found.append(residual)
-    return found
+                    yield residual
 
 
 def _residual(join: Op, skip: Value, branch: Value) -> Residual | None:

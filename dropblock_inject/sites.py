@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Where = Literal["branch", "skip", "output"]
-Point = Literal["after", "before", "beside", "slot"]
+Point = Literal["after", "before", "beside", "slot", "end"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,25 @@ class Argument:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """Where a shortcut that the code of its block reads is seen, and how long before the end of the branch.
+
+    Attributes:
+        module: dotted name of the module that is given it, or that puts it out.
+        key: which argument it is, or which entry of a tuple output (None: the output itself).
+        output: whether it is an output.
+        tokens: whether it is seen as tokens (N, H * W, C) of the feature map (N, C, H, W).
+        calls: which call of the host after that is the end of the branch: 1 for the next.
+    """
+
+    module: str
+    key: int | str | None
+    output: bool
+    tokens: bool
+    calls: int
+
+
+@dataclass(frozen=True)
 class Splice:
     """Where exactly a DropBlock is hooked in, as names only, so that it can be pickled.
 
@@ -32,9 +51,11 @@ class Splice:
         owner: the module the DropBlock is registered on, under `attribute`.
         point: ``"after"`` masks the output of `host`; ``"before"`` masks its argument `key`; ``"beside"`` masks, for
             all who read it later, the tensor that `host` is given as `key`, but not for `host` itself; ``"slot"`` puts
-            the DropBlock in the place of `host`, an identity that waits there for it.
+            the DropBlock in the place of `host`, an identity that waits there for it; ``"end"`` adds to the output of
+            `host`, the end of a branch, what the mask changes in the shortcut, so that the sum is of the masked one.
         key: which argument (``"before"``) or which entry of a tuple output (``"after"``; None: all of it) is masked.
         unmasked: arguments that read the same tensor and must not see the mask: the branch beside a masked skip.
+        sight: where the shortcut is seen, for ``"end"``.
     """
 
     owner: str
@@ -43,11 +64,13 @@ class Splice:
     point: Point
     key: int | str | None = None
     unmasked: tuple[Argument, ...] = ()
+    sight: Sight | None = None
 
     @property
     def modules(self) -> tuple[str, ...]:
         """The names of all modules it takes part of."""
-        return self.owner, self.host, *(argument.module for argument in self.unmasked)
+        seen_at = (self.sight.module,) if self.sight else ()
+        return self.owner, self.host, *(argument.module for argument in self.unmasked), *seen_at
 
 
 @dataclass(frozen=True)

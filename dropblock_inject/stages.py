@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from .blocks import Block, find_blocks
-from .errors import DropBlockTypeError, NoTrunkError, TraceError
+from .blocks import Block
+from .errors import DropBlockTypeError, TraceError
 from .geometry import Geometry
 from .probe import trace_model
 from .trace import Trace
+from .trunk import find_trunk_blocks
 
 _DEEPEST_STAGE = 4
 _DEEPEST_LEVEL = 5  # log2 of reduction 32
@@ -83,13 +84,8 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
         raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     trace = trace_model(model, example_input)
     geometry = Geometry.of(trace)
-    found = find_blocks(trace, geometry) if geometry else []
-    if geometry is None or not found:
-        raise NoTrunkError(
-            f"no convolutional trunk in {type(model).__name__}: its forward pass has neither residual blocks nor "
-            "convolution units on feature maps, which is what DropBlock drops parts of. For a transformer use drop "
-            "path (stochastic depth)"
-        )
+    found = find_trunk_blocks(type(model).__name__, trace, geometry)
+    assert geometry is not None  # where there are blocks
     _refuse_half_a_trunk(model, trace, found)
     by_level: dict[int, list[Block]] = defaultdict(list)
     for block, level in zip(found, _levels_without_dilation(found), strict=True):

@@ -8,6 +8,7 @@ looking at the model as it is now, so that copies and unpickled models are no sp
 from __future__ import annotations
 
 import inspect
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from .errors import DeadSiteError
 from .functional import BlockSize
 from .layer import DropBlock
-from .sites import Argument, Site
+from .sites import Argument, Sight, Site
 
 _UNMASKED = "_dropblock_unmasked"  # attribute of a masked tensor: the DropBlock, and the tensor before its mask
 
@@ -124,6 +125,63 @@ class _UnmaskArgument(_Hook):
         return unmasked if drop is self.drop else tensor
 
 
+class _CorrectEnd(_Hook):
+    """Adds to the end of a branch what the mask changes in the shortcut that the block is about to add."""
+
+    def __init__(self, drop: InjectedDropBlock, key: int | str | None, sight: Sight) -> None:
+        super().__init__(drop, key)
+        self.sight = sight
+        # By thread: the shortcut of the block that runs there, and how many calls are left until the end of its branch.
+        self.seen: dict[int, tuple[Tensor, int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "seen": {}}
+
+    def see(self, shortcut: Tensor) -> None:
+        self.seen[_thread()] = shortcut, self.sight.calls
+
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        if _thread() not in self.seen:
+            return output
+        shortcut, calls = self.seen.pop(_thread())
+        if calls > 1:
+            self.seen[_thread()] = shortcut, calls - 1
+            return output
+        end = output if self.key is None else output[self.key]
+        if self.sight.tokens:
+            shortcut = shortcut.transpose(1, 2).reshape(end.shape)
+        masked = self.drop(shortcut)
+        if masked is shortcut:
+            return output
+        end = end + (masked - shortcut)
+        return end if self.key is None else _with_entry(output, self.key, end)
+
+
+class _SeeArgument(_Hook):
+    """Notes a shortcut for the end of the branch beside it."""
+
+    def __init__(self, end: _CorrectEnd) -> None:
+        super().__init__(end.drop, end.sight.key)
+        self.end = end
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return _with_argument(module, args, kwargs, self.key, self._see)
+
+    def _see(self, tensor: Tensor) -> Tensor:
+        self.end.see(tensor)
+        return tensor
+
+
+class _SeeOutput(_SeeArgument):
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:  # type: ignore[override]
+        self._see(output if self.key is None else output[self.key])
+
+
+def _thread() -> int:
+    """What tells apart the threads that may run a model at the same time; compiled code runs in one."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
 def _with_argument(
     module: nn.Module, args: tuple, kwargs: dict, key: int | str | None, change: Callable[[Tensor], Tensor]
 ) -> tuple[tuple, dict]:
@@ -163,7 +221,7 @@ def _splice_one(
 ) -> None:
     at = site.splice
     owner, host = model.get_submodule(at.owner), model.get_submodule(at.host)
-    if at.unmasked or at.point == "beside":
+    if at.unmasked or at.point in ("beside", "end"):
         options = {**options, "inplace": False}  # the branch still needs the unmasked tensor
     drop = InjectedDropBlock(site, together, block_size, (host,) if at.point == "slot" else (), **options)
     drop.train(owner.training)
@@ -174,6 +232,16 @@ def _splice_one(
     if at.point == "after":
         after = _MaskOutput(drop, at.key)
         after.handle = host.register_forward_hook(after)
+    elif at.sight is not None:
+        end = _CorrectEnd(drop, at.key, at.sight)
+        end.handle = host.register_forward_hook(end)
+        seen_at = model.get_submodule(at.sight.module)
+        if at.sight.output:
+            see: _SeeArgument = _SeeOutput(end)
+            see.handle = seen_at.register_forward_hook(see)
+        else:
+            see = _SeeArgument(end)
+            see.handle = seen_at.register_forward_pre_hook(see, with_kwargs=True)
     else:
         before = _MaskArgument(drop, at.key) if at.point == "before" else _MaskBesideArgument(drop, at.key)
         before.handle = host.register_forward_pre_hook(before, with_kwargs=True)
@@ -215,7 +283,7 @@ def injected(model: nn.Module) -> list[SiteInModel]:
     for name, module in model.named_modules():
         if isinstance(module, InjectedDropBlock):
             at = module.site.splice
-            wanted = 0 if at.point == "slot" else 1 + len(at.unmasked)
+            wanted = 0 if at.point == "slot" else 1 + len(at.unmasked) + (at.sight is not None)
             found.append(SiteInModel(name, module, hooks[id(module)] == wanted))
             drops.pop(id(module), None)
     # What hooks still point to though it is no part of the model any more: no mode change reaches it.

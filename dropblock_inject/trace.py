@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .kinds import PADS, POOLS
-from .meta import meta_copy, to_meta
+from .meta import ShapeCache, meta_copy, to_meta
 
 SHARED_WRITE = "shared_write"  # the kind of the operation that carries a write to the other views of the same memory
 
@@ -115,6 +115,7 @@ class Trace:
     Attributes:
         calls, ops: in the order in which they began.
         inputs: the tensors given to the model.
+        modules: those of the copy that ran, by name, whether they were called or not.
         iterated: names of the modules that went through their children instead of calling each by its name.
         error: what ended the pass early, if anything did: the record then goes as far as that.
     """
@@ -122,6 +123,7 @@ class Trace:
     calls: list[Call]
     ops: list[Op]
     inputs: list[Value]
+    modules: dict[str, nn.Module]
     iterated: set[str]
     error: Exception | None = None
 
@@ -144,8 +146,8 @@ def _record(twin: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -
     for tensor in _tensors((args, kwargs)):
         recorder.add_input(tensor)
     iterated: set[str] = set()
-    for name, module in list(twin.named_modules()):
-        name = f"{prefix}{name}".removesuffix(".")
+    modules = {f"{prefix}{name}".removesuffix("."): module for name, module in twin.named_modules()}
+    for name, module in modules.items():
         module._modules = _WatchedChildren(module._modules, name, iterated)
         module.register_forward_pre_hook(recorder.entering(name), with_kwargs=True)
         module.register_forward_hook(recorder.leaving, with_kwargs=True)
@@ -159,7 +161,7 @@ def _record(twin: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -
         except Exception as problem:  # whatever the model's own code raises on tensors without data
             error = problem
     recorder.close()
-    return Trace(recorder.calls, recorder.ops, recorder.inputs, iterated, error)
+    return Trace(recorder.calls, recorder.ops, recorder.inputs, modules, iterated, error)
 
 
 class _WatchedChildren(dict):
@@ -197,6 +199,7 @@ class _Recorder(TorchDispatchMode):
         self._stack: list[Call] = []
         self._tensors: dict[int, tuple[Tensor, Value]] = {}  # holds the tensors, so that ids stay unique
         self._by_storage: dict[int, list[Tensor]] = defaultdict(list)
+        self._run = ShapeCache()
 
     def add_input(self, tensor: Tensor) -> None:
         self.inputs.append(self._new_value(tensor, None))
@@ -204,7 +207,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         inputs = [self._tensors[id(t)][1] for t in _tensors((args, kwargs)) if id(t) in self._tensors]
-        output = func(*args, **kwargs)
+        output = self._run(func, args, kwargs)
         if inputs and self._stack:
             arguments = tuple((self._value(a) or a) if isinstance(a, Tensor) else a for a in args)
             kind = func._schema.name.partition("::")[2].rstrip("_")
