@@ -6,10 +6,12 @@ import copy
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from .errors import TraceError
@@ -38,12 +40,31 @@ def meta_copy(model: nn.Module) -> nn.Module:
                     # What deepcopy would do, but for the detours: they take most of its time.
                     attributes = {k: _copy(v, memo) for k, v in vars(module).items() if k != "_compiled_call_impl"}
                     memo[id(module)].__dict__.update(attributes)
-            return copy.deepcopy(model, memo)
+            twin = copy.deepcopy(model, memo)
     except Exception as problem:
         raise TraceError(
             f"{name} cannot be copied, which tracing does so that the model itself is not touched: "
             f"{type(problem).__name__}: {problem}"
         ) from problem
+    for module in twin.modules():
+        if isinstance(module, nn.RNNBase):
+            module.forward = partial(_recurrent, module)
+    return twin
+
+
+def _recurrent(layer: nn.RNNBase, input: Any, hx: Any = None) -> Any:
+    """What a recurrent layer puts out, in one product instead of thousands of steps."""
+    packed = isinstance(input, PackedSequence)
+    data = input.data if packed else input
+    directions = 2 if layer.bidirectional else 1
+    width = layer.proj_size or layer.hidden_size
+    output = data @ data.new_empty(data.shape[-1], directions * width)
+    time = 0 if packed or not layer.batch_first else data.dim() - 2
+    batch = () if data.dim() == 2 and not packed else (int(input.batch_sizes[0]) if packed else data.shape[1 - time],)
+    hidden = output.new_empty(layer.num_layers * directions, *batch, width)
+    cell = output.new_empty(layer.num_layers * directions, *batch, layer.hidden_size)
+    state = (hidden, cell) if isinstance(layer, nn.LSTM) else hidden
+    return (input._replace(data=output) if packed else output), state
 
 
 def _is_plain(module: nn.Module) -> bool:

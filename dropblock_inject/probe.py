@@ -13,8 +13,8 @@ from .errors import NoTrunkError, TraceError
 from .geometry import Geometry
 from .trace import Trace, trace_forward
 
-_PIXELS = 224
-_SIZES = {1: (1024,), 2: (_PIXELS, _PIXELS), 3: (16, 112, 112)}  # by spatial rank: signal, image, video
+# By spatial rank: signal, image, video; the second where the first does not go through.
+_SIZES: dict[int, list[tuple[int, ...]]] = {1: [(1024,)], 2: [(224, 224)], 3: [(16, 112, 112), (16, 224, 224)]}
 
 
 def trace_model(model: nn.Module, example_input: Any = None) -> Trace:
@@ -24,8 +24,11 @@ def trace_model(model: nn.Module, example_input: Any = None) -> Trace:
         NoTrunkError: no convolution to go by.
         TraceError: the forward pass failed before any convolution ran.
     """
-    args, kwargs = _as_call(example_input) if example_input is not None else ((_made_up_input(model),), {})
-    trace = trace_forward(model, args, kwargs)
+    calls = [_as_call(example_input)] if example_input is not None else [((x,), {}) for x in _made_up_inputs(model)]
+    for args, kwargs in calls:
+        trace = trace_forward(model, args, kwargs)
+        if trace.error is None:
+            break
     if trace.error is not None and Geometry.of(trace) is None:
         shapes = ", ".join(str(tuple(value.shape)) for value in trace.inputs)
         problem = f"{type(trace.error).__name__}: {trace.error}".rstrip(".")
@@ -46,19 +49,19 @@ def _as_call(example_input: Any) -> tuple[tuple, dict[str, Any]]:
     return (example_input,), {}
 
 
-def _made_up_input(model: nn.Module) -> torch.Tensor:
+def _made_up_inputs(model: nn.Module) -> list[torch.Tensor]:
     convolution = next(_convolutions(model), None)
     if convolution is None:
         raise NoTrunkError(
             f"no convolution in {type(model).__name__}: DropBlock drops parts of the feature maps of a convolutional "
             "network; for a transformer use drop path (stochastic depth)"
         )
-    channels, size = convolution.in_channels, _SIZES[len(convolution.kernel_size)]
+    channels, sizes = convolution.in_channels, _SIZES[len(convolution.kernel_size)]
     config = getattr(model, "pretrained_cfg", None)  # timm models say which input they were made for
     declared = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
-    if isinstance(declared, tuple | list) and len(declared) == len(size) + 1:
-        channels, size = declared[0], tuple(declared[1:])
-    return torch.empty(1, channels, *size, device="meta", dtype=convolution.weight.dtype)
+    if isinstance(declared, tuple | list) and len(declared) == len(sizes[0]) + 1:
+        channels, sizes = declared[0], [tuple(declared[1:])]
+    return [torch.empty(1, channels, *size, device="meta", dtype=convolution.weight.dtype) for size in sizes]
 
 
 def _convolutions(model: nn.Module) -> Iterator[_ConvNd]:

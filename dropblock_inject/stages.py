@@ -112,7 +112,9 @@ def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block]) ->
     if trace.error is None:
         return
     called = {call.name for call in trace.calls}
-    kinds = {type(block.scope.module) for block in blocks if block.name} - {nn.Sequential, *map(type, [model])}
+    kinds = {type(block.scope.module) for block in blocks if block.name}
+    kinds |= {type(call.module) for call in trace.ended_in}  # one of a row of blocks that are no convolutional ones
+    kinds -= {nn.Sequential, type(model)}
     missed = [name for name, module in model.named_modules() if type(module) in kinds and name not in called]
     if missed:
         problem = f"{type(trace.error).__name__}: {trace.error}".rstrip(".")

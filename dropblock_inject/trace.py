@@ -118,6 +118,7 @@ class Trace:
         modules: those of the copy that ran, by name, whether they were called or not.
         iterated: names of the modules that went through their children instead of calling each by its name.
         error: what ended the pass early, if anything did: the record then goes as far as that.
+        ended_in: the calls it ended in, from the outside in.
     """
 
     calls: list[Call]
@@ -126,6 +127,7 @@ class Trace:
     modules: dict[str, nn.Module]
     iterated: set[str]
     error: Exception | None = None
+    ended_in: tuple[Call, ...] = ()
 
 
 def trace_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trace:
@@ -160,8 +162,8 @@ def _record(twin: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -
             twin(*args, **kwargs)
         except Exception as problem:  # whatever the model's own code raises on tensors without data
             error = problem
-    recorder.close()
-    return Trace(recorder.calls, recorder.ops, recorder.inputs, modules, iterated, error)
+    ended_in = recorder.close()
+    return Trace(recorder.calls, recorder.ops, recorder.inputs, modules, iterated, error, ended_in)
 
 
 class _WatchedChildren(dict):
@@ -270,10 +272,12 @@ class _Recorder(TorchDispatchMode):
             call.outputs = self._known(dict(enumerate(output)))
         return output
 
-    def close(self) -> None:
-        """Ends the calls that an error left open."""
-        while self._stack:
-            self._stack.pop().last = len(self.ops)
+    def close(self) -> tuple[Call, ...]:
+        """Ends the calls that an error left open, and returns them."""
+        left_open = tuple(self._stack)
+        for call in left_open:
+            call.last = len(self.ops)
+        return left_open
 
     def _value(self, tensor: Tensor) -> Value | None:
         return self._tensors[id(tensor)][1] if id(tensor) in self._tensors else None
