@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from .residuals import Residual, find_residuals
 from .trace import Call, Op, Trace, Value
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_PLAIN = (nn.Sequential, nn.ModuleList)  # and nothing derived from them
 
 
 @dataclass(eq=False)
@@ -53,18 +55,22 @@ class Unit:
 
     def before_activation(self, inside: Call) -> Value | None:
         """What goes into the activation, if a mask and its scale may as well stand before it; else None."""
-        activation = self._follow(inside)[1]
-        return activation.inputs[0] if activation is not None and activation.kind in HOMOGENEOUS else None
+        tail, activation = self._follow(inside)
+        if activation is None or activation.kind not in HOMOGENEOUS or tail not in activation.outputs:
+            return None
+        return activation.inputs[0]
 
     def _follow(self, inside: Call) -> tuple[Value, Op | None]:
+        """The end of the unit, and its activation."""
         tail = value = self.convolved
-        normalised = False
+        normalised, activation = False, None
         while len(value.readers) == 1 and inside.contains(value.readers[0]):
             op = value.readers[0]
-            if op.kind in NONLINEAR and len(op.inputs) == 1:
-                return op.outputs[0], op
             if op.kind in SAME_VALUES or (op.kind in MOVES and len(op.outputs[0].shape) == len(tail.shape)):
                 value = op.outputs[0]
+            elif op.kind in NONLINEAR and len(op.inputs) == 1 and activation is None:
+                tail = value = op.outputs[0]
+                activation = op
             elif op.kind in NORMS and not normalised:
                 tail = value = op.outputs[0]
                 normalised = True
@@ -73,7 +79,9 @@ class Unit:
                 normalised = True
             else:
                 break
-        return tail, None
+            if normalised and activation is not None:
+                break
+        return tail, activation
 
 
 def _frozen_norm(op: Op) -> Value | None:
@@ -90,8 +98,8 @@ class Block:
     """A residual block, or a module of convolution units without a shortcut, or a single such unit.
 
     Attributes:
-        name: dotted name of its module.
-        scope: the call in which its parts are to be found: its own, or the model's for a single unit.
+        name: dotted name of its module; where there is none around it, of its first convolution.
+        scope: the call in which its parts are to be found: its own, or the model's where there is none around it.
         residuals: its residual joins, in order; empty if it has no shortcut.
         units: its convolution units on feature maps, those of a projected shortcut left out.
         output: what it puts out; the key is its place in a tuple, else None.
@@ -138,9 +146,18 @@ def find_blocks(trace: Trace, geometry: Geometry) -> Blocks:
     """All blocks of a trace; of a module that is called several times the first call."""
     units = _find_units(trace, geometry)
     residual = _residual_blocks(trace, geometry, units)
-    scopes = {block.scope for block in residual if block.name}
+    scopes = {block.scope for block in residual if block.scope.parent is not None}
     taken = {unit for block in residual for unit in block.units}
-    free = [unit for unit in units if unit not in taken and scopes.isdisjoint(around(unit.op.call))]
+    first_calls: dict[str, Call] = {}
+    for call in trace.calls:
+        first_calls.setdefault(call.name, call)
+    free = [
+        unit
+        for unit in units
+        if unit not in taken
+        and scopes.isdisjoint(around(unit.op.call))
+        and all(call is first_calls[call.name] for call in around(unit.op.call))
+    ]
     composite, single = _composites(trace, geometry, free, [block.scope for block in residual])
     return Blocks(residual, composite, [_single_unit_block(trace, geometry, unit) for unit in single])
 
@@ -148,9 +165,20 @@ def find_blocks(trace: Trace, geometry: Geometry) -> Blocks:
 def rows_of(name: str, trace: Trace) -> list[str]:
     """The names of the plain containers, one in the other, that a module is an entry of; not the model itself."""
     rows = []
-    while (name := name.rpartition(".")[0]) and type(trace.modules[name]) in (nn.Sequential, nn.ModuleList):
+    while (name := name.rpartition(".")[0]) and type(trace.modules[name]) in _PLAIN:
         rows.append(name)
     return rows
+
+
+def rows_of_blocks(scopes: list[Call], trace: Trace) -> set[str]:
+    """The names of the plain containers, the model itself left out, that have residual blocks in several entries."""
+    entries: dict[str, set[str]] = defaultdict(set)
+    for scope in scopes:
+        name = scope.name
+        while row := name.rpartition(".")[0]:
+            entries[row].add(name)
+            name = row
+    return {row for row in entries if len(entries[row]) > 1 and type(trace.modules[row]) in _PLAIN}
 
 
 def around(call: Call | None) -> Iterator[Call]:
@@ -173,10 +201,7 @@ def _find_units(trace: Trace, geometry: Geometry) -> list[Unit]:
             units.append(Unit(op, _put_out(op)))
         elif op.index in linear:
             units.append(Unit(op, linear[op.index]))
-    first_calls: dict[str, Call] = {}
-    for unit in units:
-        first_calls.setdefault(unit.op.call.name, unit.op.call)
-    return [unit for unit in units if unit.op.call is first_calls[unit.op.call.name]]
+    return units
 
 
 def _put_out(op: Op) -> Value:
@@ -193,29 +218,51 @@ def _put_out(op: Op) -> Value:
 
 
 def _residual_blocks(trace: Trace, geometry: Geometry, units: list[Unit]) -> list[Block]:
-    by_module: dict[str, list[Residual]] = {}
-    for residual in find_residuals(trace, geometry):
-        group = by_module.setdefault(residual.call.name, [])
-        if not group or group[0].call is residual.call:
-            group.append(residual)
-    calls = [group[0].call for group in by_module.values()]
+    groups = _by_block(find_residuals(trace, geometry))
+    calls = [group[0].block for group in groups]
     blocks = []
-    for name, group in by_module.items():
-        call = group[0].call
+    for group in groups:
+        call = group[0].block
         inner = [other for other in calls if call.encloses(other)]
         branch = {op for residual in group for op in residual.branch_ops}
-        feature_map = geometry.map_of(group[-1].join.outputs[0])
-        if feature_map:
-            own = [
-                unit
-                for unit in units
-                if _ops_of(unit) & branch
-                and not any(other.contains(unit.op) for other in inner)
-                and _is_on(geometry, unit, feature_map)
-            ]
-            output = _map_output(call, geometry) or (None, group[-1].join.outputs[0])
-            blocks.append(Block(name, call, group, own, output, feature_map))
+        joined = group[-1].join.outputs[0]
+        feature_map = geometry.map_of(joined)
+        if feature_map is None:
+            continue
+        own = [
+            unit
+            for unit in units
+            if _ops_of(unit) & branch
+            and not any(other.contains(unit.op) for other in inner)
+            and _is_on(geometry, unit, feature_map)
+        ]
+        if call.parent is not None:
+            output = _map_output(call, geometry) or (None, joined)
+            blocks.append(Block(call.name, call, group, own, output, feature_map))
+        elif own:
+            blocks.append(Block(own[0].op.call.name, call, group, own, (None, _activated(joined)), feature_map))
     return blocks
+
+
+def _by_block(residuals: list[Residual]) -> list[list[Residual]]:
+    """The residuals of each block; those outside any block, in the code of the model itself, one by one."""
+    groups: dict[str, list[Residual]] = {}
+    alone = []
+    for residual in residuals:
+        if residual.block.parent is None:
+            alone.append([residual])
+        else:
+            group = groups.setdefault(residual.block.name, [])
+            if not group or group[0].block is residual.block:
+                group.append(residual)
+    return [*groups.values(), *alone]
+
+
+def _activated(value: Value) -> Value:
+    """What the activation behind a sum puts out; the sum itself if there is none."""
+    if len(value.readers) == 1 and value.readers[0].kind in NONLINEAR:
+        return value.readers[0].outputs[0]
+    return value
 
 
 def _is_on(geometry: Geometry, unit: Unit, feature_map: FeatureMap) -> bool:
@@ -242,7 +289,7 @@ def _composites(
         for call in around(unit.op.call):
             under.setdefault(call, []).append(unit)
     around_residual = {call for scope in residual for call in around(scope.parent)}
-    rows = {row for scope in residual for row in rows_of(scope.name, trace)}
+    rows = rows_of_blocks(residual, trace)
 
     def output_of(call: Call) -> tuple[int | str | None, Value] | None:
         if call is root or call in around_residual or len(under[call]) == 1:

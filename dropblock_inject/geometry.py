@@ -8,19 +8,31 @@ from itertools import pairwise
 from math import log2, prod
 
 from .kinds import MOVES, RESAMPLES, RESIZES
-from .trace import Trace, Value
+from .trace import Trace, Value, ancestors
 
 _SLACK = 2  # pixels by which an axis may be off: 106 px give maps of 4, where padding is missing some more are lost
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """Shape of a feature map: channels, spatial size in pixels, axis of the channels (1 or -1), log2 of reduction."""
+    """Shape of a feature map.
+
+    Attributes:
+        channels: how many.
+        size: spatial size, in pixels.
+        channel_dim: axis of the channels: 1 or -1.
+        log_reduction: log2 of how far the image is reduced; of strides that are no powers of two no whole number.
+    """
 
     channels: int
     size: tuple[int, ...]
     channel_dim: int
-    level: int
+    log_reduction: float
+
+    @property
+    def level(self) -> int:
+        """How often the image is halved, about."""
+        return round(self.log_reduction)
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class Geometry:
 
     image_size: tuple[int, ...]
     batches: frozenset[int]
-    _levels: dict[Value, int] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[Value, float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, trace: Trace) -> Geometry | None:
@@ -57,7 +69,7 @@ class Geometry:
         if layout is None or value.shape[layout[0]] == 1:
             return None
         channel_dim, size = layout
-        return FeatureMap(value.shape[channel_dim], size, channel_dim, max(0, self._level(value)))
+        return FeatureMap(value.shape[channel_dim], size, channel_dim, max(0.0, self._log_reduction(value)))
 
     def _layout(self, value: Value) -> tuple[int, tuple[int, ...]] | None:
         """The axis of the channels and the spatial size."""
@@ -79,21 +91,21 @@ class Geometry:
         (short, of_short), (long, of_long) = sorted(zip(self.image_size[-2:], size[-2:], strict=True))
         return abs(of_short - of_long * short / long) <= _SLACK
 
-    def _level(self, value: Value) -> int:
+    def _log_reduction(self, value: Value) -> float:
         """log2 of the reduction: step by step along the way from the image, so that missing padding adds up to nothing.
 
         Where that way is lost, in windows or tokens, by the ratio of the sizes.
         """
         way = [value]
-        while way[-1] not in self._levels:
+        while way[-1] not in self._known:
             before = self._map_before(way[-1])
             if before is None:
-                self._levels[way[-1]] = self._halvings(self.image_size, way[-1])
+                self._known[way[-1]] = self._halvings(self.image_size, way[-1])
                 break
             way.append(before)
         for before, after in pairwise(reversed(way)):
-            self._levels[after] = self._levels[before] + self._step(before, after)
-        return self._levels[value]
+            self._known[after] = self._known[before] + self._step(before, after)
+        return self._known[value]
 
     def _map_before(self, value: Value) -> Value | None:
         """The map that this one was made of, if the operation says how their resolutions are related."""
@@ -107,10 +119,10 @@ class Geometry:
             return min(same, key=lambda v: v.producer.index if v.producer is not None else -1)
         return maps[0] if maps and (op.strides is not None or op.kind in RESIZES) else None
 
-    def _step(self, before: Value, after: Value) -> int:
+    def _step(self, before: Value, after: Value) -> float:
         strides = after.producer.strides if after.producer is not None else None
         if strides is not None:
-            return round(_mean(map(log2, strides[-2:])))
+            return _mean(map(log2, strides[-2:]))
         return self._halvings(self._size(before), after)
 
     def _size(self, value: Value) -> tuple[int, ...]:
@@ -125,16 +137,7 @@ class Geometry:
 
 def _is_resized(value: Value) -> bool:
     """Whether it was made from what the model was given by resampling."""
-    pending, seen = [value], {value}
-    while pending:
-        op = pending.pop().producer
-        if op is not None:
-            if op.kind in RESAMPLES:
-                return True
-            new = [v for v in op.inputs if v not in seen]
-            seen.update(new)
-            pending += new
-    return False
+    return any(v.producer is not None and v.producer.kind in RESAMPLES for v in ancestors([value]))
 
 
 def _channel_axis(value: Value) -> int:

@@ -32,8 +32,9 @@ class Spot:
 
 @dataclass(frozen=True)
 class _Reached:
-    """A way to a tensor: see :class:`Splice`."""
+    """A way to a tensor, here as the value of the trace: see :class:`Splice`."""
 
+    value: Value
     host: str
     point: Point
     key: Key = None
@@ -76,12 +77,12 @@ class Placement:
         if before_activation is not None:
             slot = self._slot(before_activation, block.scope)
             if slot is not None:
-                yield self._spot(block, "branch", tail, slot, host=(reached or slot).host)
+                yield self._spot(block, "branch", slot, host=(reached or slot).host)
                 return
             reached = reached or self._after(original(before_activation, block.scope), block.scope)
         reached = reached or self._before(tail, block.scope) or self._after(unit.convolved, block.scope)
         if reached is not None:
-            yield self._spot(block, "branch", tail, reached, [unit])
+            yield self._spot(block, "branch", reached, [unit])
 
     def _at_branch_end(self, block: Block, residual: Residual) -> Iterator[Spot]:
         """Where the branch does not end in a convolution unit: its end, before drop path."""
@@ -91,7 +92,7 @@ class Placement:
             return
         reached = self._after(end, call) or self._before(end, call)
         if reached is not None:
-            yield self._spot(block, "branch", end, reached)
+            yield self._spot(block, "branch", reached)
 
     def _on_skip(self, block: Block, residual: Residual) -> Iterator[Spot]:
         """As near to the addition as there is a module to hook: a projection, an identity, else the block's input.
@@ -109,9 +110,7 @@ class Placement:
                     reached, readers = self._beside(value, readers, passed, call), readers[1:]
                 if reached is not None:
                     branch = [unit for unit in block.units if unit.op in residual.branch_ops]
-                    yield self._spot(
-                        block, "skip", value, replace(reached, unmasked=self._arguments(readers, call)), branch
-                    )
+                    yield self._spot(block, "skip", replace(reached, unmasked=self._arguments(readers, call)), branch)
                     return
             op = value.producer
             if op is None or not call.contains(op) or len(op.inputs) != 1:
@@ -122,13 +121,16 @@ class Placement:
         if reached is None:
             self.unreachable.append(block.name)
         else:
-            yield self._spot(block, "skip", residual.skip, reached)
+            yield self._spot(block, "skip", reached)
 
     def _at_output(self, block: Block) -> Iterator[Spot]:
         key, value = block.output
-        if block.residuals or len(block.units) > 1:
-            if block.name:
-                yield self._spot(block, "output", value, _Reached(block.name, "after", key))
+        if block.scope.parent is not None:
+            yield self._spot(block, "output", _Reached(value, block.name, "after", key))
+        elif block.residuals:
+            reached = self._after(value, block.scope) or self._before(value, block.scope)
+            if reached is not None:
+                yield self._spot(block, "output", reached)
         else:
             for spot in self._after_unit(block, block.units[0]):
                 yield replace(spot, where="output")
@@ -136,21 +138,23 @@ class Placement:
     def _after(self, value: Value, scope: Call) -> _Reached | None:
         """The innermost module inside `scope`, called once there, that puts out `value`.
 
-        If there is none, one that puts it out after identities inside it have handed it on.
+        If there is none, one that puts it out after identities inside it have handed it on, or moved its axes.
         """
         while True:
             for call, key in reversed(self._put_out_by[value]):
                 if scope.encloses(call) and self._is_only_call(call, scope) and not _is_identity(call):
-                    return _Reached(call.name, "after", key)
-            if len(value.readers) != 1 or value.readers[0].kind not in SAME_VALUES:
+                    return _Reached(value, call.name, "after", key)
+            if len(value.readers) != 1 or value.readers[0].kind not in SAME_VALUES | MOVES:
                 return None
             value = value.readers[0].outputs[0]
+            if self._geometry.map_of(value) is None:
+                return None
 
     def _put_out(self, value: Value, scope: Call) -> _Reached | None:
         """The outermost module inside `scope`, called once there, that puts out just `value`; maybe an identity."""
         for call, key in self._put_out_by[value]:
             if scope.encloses(call) and self._is_only_call(call, scope):
-                return _Reached(call.name, "after", key)
+                return _Reached(value, call.name, "after", key)
         return None
 
     def _before(self, value: Value, scope: Call) -> _Reached | None:
@@ -159,14 +163,14 @@ class Placement:
         if len(readers) != 1:
             return None
         [(call, key)] = readers.items()
-        return _Reached(call.name, "before", key) if call and self._is_only_call(call, scope) else None
+        return _Reached(value, call.name, "before", key) if call and self._is_only_call(call, scope) else None
 
     def _slot(self, value: Value, scope: Call) -> _Reached | None:
         """The identity that waits for a DropBlock on the way to an activation whose input is `value`."""
         while value.producer is not None and value.producer.kind in SAME_VALUES:
             call = value.producer.call
             if call.name.rpartition(".")[2] == _SLOT and type(call.module) is nn.Identity:
-                return _Reached(call.name, "slot", None) if self._is_only_call(call, scope) else None
+                return _Reached(value, call.name, "slot") if self._is_only_call(call, scope) else None
             value = value.producer.inputs[0]
         return None
 
@@ -204,7 +208,7 @@ class Placement:
         call, key = readers[0]
         if any(op in passed and op.index < call.first for op in value.readers):
             return None
-        return _Reached(call.name, "beside", key) if self._is_only_call(call, scope) else None
+        return _Reached(value, call.name, "beside", key) if self._is_only_call(call, scope) else None
 
     def _branch_end(self, residual: Residual) -> _Reached | None:
         """The end of the branch beside a shortcut that the code of the block reads, and where that shortcut is seen."""
@@ -238,7 +242,8 @@ class Placement:
             scope.encloses(other) and other.last > seen_at and other.first <= host.first
             for other in self._calls_of[host.name]
         )
-        return _Reached(host.name, "end", key, sight=Sight(call.name, seen_as, output, tokens, calls))
+        sight = Sight(call.name, seen_as, output, tokens, calls)
+        return _Reached(residual.skip, host.name, "end", key, sight=sight)
 
     def _calls_in(self, scope: Call) -> list[Call]:
         return [call for calls in self._calls_of.values() for call in calls if scope.encloses(call)]
@@ -261,28 +266,27 @@ class Placement:
         self,
         block: Block,
         where: Where,
-        value: Value,
         reached: _Reached,
         near: Sequence[Unit] = (),
         host: str | None = None,
     ) -> Spot:
-        feature_map = self._geometry.map_of(value)
+        feature_map = self._geometry.map_of(reached.value)
         assert feature_map is not None  # spots are on feature maps by construction
         if reached.point == "slot":
             owner, _, attribute = reached.host.rpartition(".")
         else:
-            owner = self._owner(block, where, value, reached, near)
+            owner = self._owner(block, where, reached, near)
             attribute = self._free_attribute(owner, where)
         splice = Splice(owner, attribute, reached.host, reached.point, reached.key, reached.unmasked, reached.sight)
         return Spot(where, host or reached.host, feature_map, splice)
 
-    def _owner(self, block: Block, where: Where, value: Value, reached: _Reached, near: Sequence[Unit]) -> str:
+    def _owner(self, block: Block, where: Where, reached: _Reached, near: Sequence[Unit]) -> str:
         """The module to register a DropBlock on: one that runs with it, so that it shares mode and fate.
 
         On a branch the convolution of the unit, else the module it hangs on. Not one that runs whatever is registered
         on it, nor a normalisation: who freezes that with ``norm.eval()`` would switch the DropBlock off.
         """
-        behind = _convolution_behind(value, block.scope)
+        behind = _convolution_behind(reached.value, block.scope)
         convolutions = [op.call.name for op in ([behind] if behind else []) + [unit.op for unit in near]]
         candidates = [*convolutions, reached.host] if where == "branch" else [reached.host, *convolutions]
         candidates += [block.name, *(unit.op.call.name for unit in block.units)]
@@ -346,5 +350,5 @@ def _given(value: Value, call: Call) -> _Reached | None:
     """The call's own argument that `value` is."""
     for key, argument in call.arguments.items():
         if argument is value:
-            return _Reached(call.name, "before", key)
+            return _Reached(value, call.name, "before", key)
     return None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
-from math import log2
 from typing import Any
 
 from torch import nn
@@ -14,7 +13,7 @@ from .errors import DropBlockTypeError, TraceError
 from .geometry import Geometry
 from .probe import trace_model
 from .trace import Trace
-from .trunk import find_trunk_blocks
+from .trunk import find_trunk_levels
 
 _DEEPEST_STAGE = 4
 _DEEPEST_LEVEL = 5  # log2 of reduction 32
@@ -84,18 +83,15 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
         raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     trace = trace_model(model, example_input)
     geometry = Geometry.of(trace)
-    found = find_trunk_blocks(type(model).__name__, trace, geometry)
+    by_level = find_trunk_levels(type(model).__name__, trace, geometry)
     assert geometry is not None  # where there are blocks
-    _refuse_half_a_trunk(model, trace, found)
-    by_level: dict[int, list[Block]] = defaultdict(list)
-    for block, level in zip(found, _levels_without_dilation(found), strict=True):
-        by_level[level].append(block)
-    levels = sorted(by_level)
+    _refuse_half_a_trunk(model, trace, [block for blocks in by_level.values() for block in blocks])
+    levels = list(by_level)
     stages = [
         Stage(
             index,
             tuple(StageBlock(block.name) for block in by_level[level]),
-            2**level,
+            _reduction(by_level[level], level),
             by_level[level][-1].map.channels,
             Counter(block.map.size for block in by_level[level]).most_common(1)[0][0],
         )
@@ -126,6 +122,12 @@ def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block]) ->
         ) from trace.error
 
 
+def _reduction(blocks: list[Block], level: int) -> int:
+    """That of most of the blocks of a level, as it would be without dilation."""
+    reductions = Counter(round(2 ** (block.map.log_reduction + level - block.map.level)) for block in blocks)
+    return reductions.most_common(1)[0][0]
+
+
 def _numbers(levels: list[int]) -> list[int]:
     """The stage numbers of the levels of a trunk."""
     if levels[-1] == _DEEPEST_LEVEL:
@@ -133,21 +135,3 @@ def _numbers(levels: list[int]) -> list[int]:
     if levels[-1] > _DEEPEST_LEVEL or len(levels) >= _DEEPEST_STAGE:
         return list(range(_DEEPEST_STAGE + 1 - len(levels), _DEEPEST_STAGE + 1))
     return list(range(1, len(levels) + 1))
-
-
-def _levels_without_dilation(blocks: list[Block]) -> list[int]:
-    """log2 of the reduction each block would have if its stride had not been traded for dilation.
-
-    The first block of a dilated stage still has the dilation of the stage before, so that the largest among the
-    blocks with the same parent and channels counts; relative to the smallest of all, for some networks are dilated
-    everywhere.
-    """
-
-    def group(block: Block) -> tuple[str, int]:
-        return block.name.rpartition(".")[0], block.map.channels
-
-    largest: dict[tuple[str, int], int] = defaultdict(int)
-    for block in blocks:
-        largest[group(block)] = max(largest[group(block)], block.dilation)
-    smallest = min(largest.values())
-    return [block.map.level + round(log2(largest[group(block)] / smallest)) for block in blocks]

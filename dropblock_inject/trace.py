@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -285,6 +285,19 @@ class _Recorder(TorchDispatchMode):
     def _known(self, entries: dict) -> dict:
         values = {key: self._value(entry) for key, entry in entries.items() if isinstance(entry, Tensor)}
         return {key: value for key, value in values.items() if value is not None}
+
+
+def ancestors(values: Iterable[Value], inside: Call | None = None) -> set[Value]:
+    """The values and all they are computed from; inside a call, its inputs included, if one is given."""
+    pending = list(values)
+    seen = set(pending)
+    while pending:
+        producer = pending.pop().producer
+        if producer is not None and (inside is None or inside.contains(producer)):
+            new = [value for value in producer.inputs if value not in seen]
+            seen.update(new)
+            pending += new
+    return seen
 
 
 _WRITTEN: dict[Any, tuple[int, ...]] = {}

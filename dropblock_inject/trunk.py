@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from .blocks import Block, Blocks, around, find_blocks, rows_of
+from collections import defaultdict
+from math import log2
+
+from .blocks import Block, Blocks, around, find_blocks, rows_of, rows_of_blocks
 from .errors import NoTrunkError
 from .families import EMBEDDINGS, TRUNKS
 from .geometry import Geometry
+from .kinds import RESAMPLES
 from .residuals import count_residuals
-from .trace import Trace, Value
+from .trace import Trace, Value, ancestors
 
 
-def find_trunk_blocks(model: str, trace: Trace, geometry: Geometry | None) -> list[Block]:
-    """The blocks of the trunk in the order of execution; of a module that is called several times the first call.
+def find_trunk_levels(model: str, trace: Trace, geometry: Geometry | None) -> dict[int, list[Block]]:
+    """The blocks of the trunk, level by level from the highest resolution to the lowest.
+
+    A level is log2 of the reduction as it would be without dilation. Of a module that is called several times the first
+    call is its block.
 
     The trunk are the residual blocks that convolve and what stands beside them, in the same containers or of the same
     class; in a network without shortcuts the modules of several convolution units, or else the units themselves; and
@@ -35,7 +42,7 @@ def find_trunk_blocks(model: str, trace: Trace, geometry: Geometry | None) -> li
             f"no convolutional trunk in {model}: its forward pass has neither residual blocks nor convolution units on "
             "feature maps, which is what DropBlock drops parts of. For a transformer use drop path (stochastic depth)"
         )
-    return _leading_down(sorted(blocks, key=lambda block: block.place))
+    return _leading_down(_by_level(sorted(blocks, key=lambda block: block.place)))
 
 
 def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
@@ -43,6 +50,8 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
     embeddings = tuple(name for names in _children(trace, EMBEDDINGS).values() for name in names)
     if embeddings:
         return [block for block in found.single if block.name.startswith(embeddings)]
+    raised = _behind_upsampling(trace)
+    found = found.those(lambda block: block.output[1] not in raised)  # not in a decoder
     blocks = found.composite or [block for block in found.single if not block.units[0].cuts_patches]
     # What neither norm nor activation follows is linear: an embedding of positions, a change of resolution.
     units = [unit for block in blocks for unit in block.units if unit.tail(block.scope) is not unit.convolved]
@@ -54,6 +63,16 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
             "change the resolution. That is a transformer or an MLP: use drop path (stochastic depth) for it"
         )
     return blocks
+
+
+def _behind_upsampling(trace: Trace) -> set[Value]:
+    """All that is computed from a map of which the resolution was raised again."""
+    raised: set[Value] = set()
+    for op in trace.ops:
+        transposed = op.kind == "convolution" and op.strides is None
+        if transposed or op.kind in RESAMPLES or not raised.isdisjoint(op.inputs):
+            raised.update(op.outputs)
+    return raised
 
 
 def _children(trace: Trace, table: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -73,24 +92,43 @@ def _convolves(block: Block) -> bool:
 def _beside(residual: list[Block], others: list[Block], trace: Trace) -> list[Block]:
     """Of the blocks without a shortcut those like residual ones, or in a row with them: neither stem nor head."""
     kinds = {type(block.scope.module) for block in residual if block.name}
-    rows = {row for block in residual for row in rows_of(block.name, trace)}
-    return [
+    rows = rows_of_blocks([block.scope for block in residual], trace)
+    beside = [
         block
         for block in others
         if any(type(call.module) in kinds for call in around(block.scope))
         or not rows.isdisjoint(rows_of(block.name, trace))
     ]
+    known = {block.scope for block in beside}
+    return [block for block in others if block in beside or any(block.scope.encloses(call) for call in known)]
 
 
-def _leading_down(blocks: list[Block]) -> list[Block]:
-    """Those that reach the lowest resolution, and those that these are computed from."""
-    lowest = max(block.map.level for block in blocks)
-    pending = [block.output[1] for block in blocks if block.map.level == lowest]
-    seen: set[Value] = set(pending)
-    while pending:
-        op = pending.pop().producer
-        if op is not None:
-            new = [value for value in op.inputs if value not in seen]
-            seen.update(new)
-            pending += new
-    return [block for block in blocks if block.output[1] in seen or block.map.level == lowest]
+def _by_level(blocks: list[Block]) -> dict[int, list[Block]]:
+    """The blocks by log2 of the reduction that each would have if its stride had not been traded for dilation.
+
+    The first block of a dilated stage still has the dilation of the stage before, so that the largest among the
+    blocks with the same parent and channels counts; relative to the smallest of all, for some networks are dilated
+    everywhere.
+    """
+
+    def group(block: Block) -> tuple[str, int]:
+        return block.name.rpartition(".")[0], block.map.channels
+
+    largest: dict[tuple[str, int], int] = defaultdict(int)
+    for block in blocks:
+        largest[group(block)] = max(largest[group(block)], block.dilation)
+    smallest = min(largest.values())
+    levels: dict[int, list[Block]] = defaultdict(list)
+    for block in blocks:
+        levels[block.map.level + round(log2(largest[group(block)] / smallest))].append(block)
+    return dict(sorted(levels.items()))
+
+
+def _leading_down(levels: dict[int, list[Block]]) -> dict[int, list[Block]]:
+    """The blocks of the lowest resolution, and of the others those that these are computed from."""
+    lowest = max(levels)
+    before = ancestors(block.output[1] for block in levels[lowest])
+    leading = {
+        level: [b for b in blocks if level == lowest or b.output[1] in before] for level, blocks in levels.items()
+    }
+    return {level: blocks for level, blocks in leading.items() if blocks}

@@ -271,6 +271,140 @@ class Gated(Block):
         return self.gate(super().branch(x))
 
 
+class AddModule(Block):
+    """The sum is in a module of its own, which is given both operands."""
+
+    class Add(nn.Module):
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return left + right
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add = self.Add()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self.branch(x), x)
+
+
+class GivesAProjection(nn.Module):
+    """The block is given its shortcut, projected by the module around it."""
+
+    sites = ("branch", "branch", "skip")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection, self.block = nn.Conv2d(WIDTH, WIDTH, 1), SecondArgument()
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.block.branch(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, self.projection(x))
+
+
+class ReadsItself(Block):
+    """The code of the block reads the shortcut, and not only its modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Conv2d(2 * WIDTH, WIDTH, 1)
+        self.drop_path = nn.Identity()
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.drop_path(self.second(torch.cat((x, self.first(x)), 1)))
+
+
+class UsesDropPathTwice(ReadsItself):
+    """The module at the end of the branch has been called before, on something else."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.drop_path(self.second(torch.cat((x, self.drop_path(self.first(x))), 1)))
+
+
+class Tokens(nn.Module):
+    """Flattens its input and goes on with tokens, twice: nobody is given the second shortcut as a map."""
+
+    sites = ("branch", "skip", "branch", "skip")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.norm1, self.mlp1 = nn.LayerNorm(WIDTH), nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU())
+        self.norm2, self.mlp2 = nn.LayerNorm(WIDTH), nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU())
+        self.drop_path1, self.drop_path2 = nn.Identity(), nn.Identity()
+
+    def mix(self, x: Tensor, norm: nn.Module, mlp: nn.Module, drop_path: nn.Module) -> Tensor:
+        tokens = mlp(norm(x.flatten(2).transpose(1, 2)))
+        return drop_path(tokens.transpose(1, 2).reshape(x.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.mix(x, self.norm1, self.mlp1, self.drop_path1)
+        return x + self.mix(x, self.norm2, self.mlp2, self.drop_path2)
+
+
+class ThreeOperands(Block):
+    """Two branches and the shortcut in one sum."""
+
+    sites = ("branch", "branch", "branch", "branch", "skip")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.third, self.fourth = unit(), unit(activation=nn.Identity())
+
+    def branch(self, x: Tensor) -> Tensor:
+        return super().branch(x) + self.fourth(self.third(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().branch(x) + self.fourth(self.third(x))
+
+
+class ActivationThenNorm(Block):
+    """A unit in another order: one site, behind all of it."""
+
+    sites = ("branch", "skip")
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(WIDTH))
+
+
+class CalledTwice(Block):
+    """One convolution with a norm for each of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.first, self.second = nn.BatchNorm2d(WIDTH), nn.BatchNorm2d(WIDTH)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.second(self.conv(F.relu(self.first(self.conv(x)))))
+
+
+class InTuple(Block):
+    """The shortcut comes in a tuple."""
+
+    def forward(self, entries: tuple[Tensor, None]) -> Tensor:
+        x, _ = entries
+        return super().forward(x)
+
+
+class GivesATuple(nn.Module):
+    sites = ("branch", "branch", "skip")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = InTuple()
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.block.branch(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block((x, None))
+
+
 BLOCKS = (
     Block,
     TorchAdd,
@@ -292,6 +426,14 @@ BLOCKS = (
     PreActivated,
     ChannelsLast,
     Gated,
+    AddModule,
+    GivesAProjection,
+    ReadsItself,
+    UsesDropPathTwice,
+    ThreeOperands,
+    ActivationThenNorm,
+    CalledTwice,
+    GivesATuple,
 )
 
 
@@ -360,24 +502,22 @@ def test_a_block_at_rest_reads_what_the_one_before_put_out(block: type[nn.Module
     torch.testing.assert_close(net[2](net[1](x.clone())), expected)
 
 
-class InTuple(Block):
-    def forward(self, entries: tuple[Tensor, None]) -> tuple[Tensor, None]:
-        x, aux = entries
-        return super().forward(x), aux
-
-
 def test_a_shortcut_out_of_reach_is_left_alone_and_said() -> None:
     """It belongs to the module around it, which reads it too."""
+
+    class OutOfReach(Block):
+        def forward(self, entries: tuple[Tensor, None]) -> Tensor:
+            x, _ = entries
+            return x + 2 * self.branch(x)
 
     class LongSkip(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem, self.block, self.decode = nn.Conv2d(3, WIDTH, 3, 2, 1), InTuple(), nn.Conv2d(WIDTH, WIDTH, 1)
+            self.stem, self.block, self.decode = nn.Conv2d(3, WIDTH, 3, 2, 1), OutOfReach(), nn.Conv2d(WIDTH, WIDTH, 1)
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x)
-            out, _ = self.block((x, None))
-            return torch.cat((out, self.decode(x)), 1)
+            return torch.cat((self.block((x, None)), self.decode(x)), 1)
 
     net = LongSkip().train()
     plan = inject_dropblock(net, 1, keep_prob=0.5, block_size=2, example_input=IMAGE)
@@ -445,13 +585,13 @@ def test_sums_that_are_no_shortcuts_are_no_joins() -> None:
             super().__init__()
             self.conv1, self.conv2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, WIDTH, 1)
             self.position = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
-            self.half = nn.Conv2d(WIDTH // 2, WIDTH // 2, 3, padding=1)
+            self.part = nn.Conv2d(WIDTH // 2, WIDTH // 2, 3, padding=1)
 
         def forward(self, x: Tensor) -> Tensor:
             x = F.relu(self.conv1(x) + self.conv2(x))
             x = x + self.position(x)
             left, right = x.chunk(2, 1)
-            return torch.cat((left, F.relu(self.half(left)) + right), 1)
+            return torch.cat((left, F.relu(self.part(left)) + right), 1)
 
     plan = plan_dropblock(network(Sums), 1, where=("branch", "output"), example_input=IMAGE)
     assert all(site.where != "skip" for site in plan)

@@ -52,10 +52,8 @@ def by_family(records: list[Record]) -> str:
 def summary(records: list[Record]) -> str:
     """How many models passed, were refused and failed, and how long a plan took."""
     passed = [record for record in records if "stages" in record and "failed" not in record]
-    lines = [
-        f"{len(records)} models: {len(passed)} passed, {sum('refused' in record for record in records)} refused as they "
-        f"should be, {sum('failed' in record for record in records)} failed"
-    ]
+    refused, failed = (sum(key in record for record in records) for key in ("refused", "failed"))
+    lines = [f"{len(records)} models: {len(passed)} passed, {refused} refused as they should be, {failed} failed"]
     sites = sum(sum(wheres.values()) for record in passed for wheres in record["sites"].values())
     skips = sum(wheres.get("skip", 0) for record in passed for wheres in record["sites"].values())
     blocks = sum(stage[-1] for record in passed for stage in record["stages"])
