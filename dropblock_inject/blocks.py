@@ -219,6 +219,13 @@ def _put_out(op: Op) -> Value:
 
 def _residual_blocks(trace: Trace, geometry: Geometry, units: list[Unit]) -> list[Block]:
     groups = _by_block(find_residuals(trace, geometry))
+    level_of = {group[0].block: _level_of(group, geometry) for group in groups}
+    # What is at a lower resolution inside the branch of another block is part of how that one computes.
+    groups = [
+        group
+        for group in groups
+        if not any(level_of[group[0].block] > level_of[call] for call in around(group[0].block) if call in level_of)
+    ]
     calls = [group[0].block for group in groups]
     blocks = []
     for group in groups:
@@ -242,6 +249,11 @@ def _residual_blocks(trace: Trace, geometry: Geometry, units: list[Unit]) -> lis
         elif own:
             blocks.append(Block(own[0].op.call.name, call, group, own, (None, _activated(joined)), feature_map))
     return blocks
+
+
+def _level_of(group: list[Residual], geometry: Geometry) -> int:
+    feature_map = geometry.map_of(group[-1].join.outputs[0])
+    return feature_map.level if feature_map else 0
 
 
 def _by_block(residuals: list[Residual]) -> list[list[Residual]]:

@@ -9,6 +9,8 @@ TRUNKS: dict[str, tuple[str, ...]] = {
     # VGG-16, then layers at ever lower resolutions, each with a detector of its own: a pyramid built like a trunk.
     "SSD": ("backbone",),  # torchvision
     "SSDFeatureExtractorVGG": ("features", "extra.0"),
+    # Besides its blocks a stage makes a small summary of the image for them to ask.
+    "GlobalContextVitStage": ("downsample", "blocks"),  # timm
     # A loop that refines a flow field by adding to it at the resolution of the trunk.
     "RAFT": ("feature_encoder", "context_encoder"),  # torchvision
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -66,9 +68,7 @@ class DropBlock(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
-            # A leaf for torch.fx: traced into, mode and keep_prob of this moment would be baked into the graph.
-            tracer = input.tracer
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+            return leaf_call(self, input)
         return drop_block(
             input,
             self._keep_prob,
@@ -94,6 +94,12 @@ class DropBlock(nn.Module):
             "DropBlock cannot be compiled by torch.jit.script: call remove_dropblock(model) first, "
             "which changes nothing in eval mode; or use torch.compile, torch.export or torch.jit.trace"
         )
+
+
+def leaf_call(module: nn.Module, input: torch.fx.Proxy) -> Any:
+    """A call of a module in a torch.fx graph: traced into, mode and keep_prob of this moment would be baked into it."""
+    tracer: Any = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})
 
 
 _DEFAULTS = {

@@ -100,28 +100,27 @@ class Placement:
         What the branch reads of the same tensor is given to it unmasked.
         """
         call = residual.call
+        branch = [unit for unit in block.units if unit.op in residual.branch_ops]
         value: Value = residual.skip
         passed = {residual.join}
-        while True:
-            readers = self._other_readers(value, passed, call)
-            if readers is not None:
-                reached = self._put_out(value, call) or _given(value, call)
-                if reached is None:
-                    reached, readers = self._beside(value, readers, passed, call), readers[1:]
-                if reached is not None:
-                    branch = [unit for unit in block.units if unit.op in residual.branch_ops]
-                    yield self._spot(block, "skip", replace(reached, unmasked=self._arguments(readers, call)), branch)
-                    return
+        while (readers := self._other_readers(value, passed, call)) is not None:
+            reached = self._put_out(value, call) or _given(value, call)
+            unmasked = readers
+            if reached is None:
+                reached, unmasked = self._beside(value, readers, passed, call), readers[1:]
+            if reached is not None:
+                yield self._spot(block, "skip", replace(reached, unmasked=self._arguments(unmasked, call)), branch)
+                return
             op = value.producer
-            if op is None or not call.contains(op) or len(op.inputs) != 1:
-                break
+            if readers or op is None or not call.contains(op) or len(op.inputs) != 1:
+                break  # behind the fork the branch would be masked as well
             passed.add(op)
             value = op.inputs[0]
         reached = self._branch_end(residual)
         if reached is None:
             self.unreachable.append(block.name)
         else:
-            yield self._spot(block, "skip", reached)
+            yield self._spot(block, "skip", reached, branch)
 
     def _at_output(self, block: Block) -> Iterator[Spot]:
         key, value = block.output

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
+from math import log2
 from typing import Any
 
 from torch import nn
@@ -95,9 +97,29 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
             by_level[level][-1].map.channels,
             Counter(block.map.size for block in by_level[level]).most_common(1)[0][0],
         )
-        for index, level in zip(_numbers(levels), levels, strict=True)
+        for index, level in zip(_numbers(levels + _levels_cut_off(model, levels[-1])), levels, strict=False)
     ]
     return Trunk(stages, [by_level[level] for level in levels], trace, geometry)
+
+
+def _levels_cut_off(model: nn.Module, lowest: int) -> list[int]:
+    """The levels below the lowest that there were before timm's ``features_only`` cut them off.
+
+    Its ``feature_info`` still has them all. Those count that follow the lowest, under the same name but for a number,
+    so that no head does, and with other channels, so that no pooling does.
+    """
+    infos = (getattr(getattr(module, "feature_info", None), "info", None) for module in model.modules())
+    entries = next(filter(None, infos), [])
+    here = next((entry for entry in entries if entry["reduction"] == 2**lowest), None)
+    cut_off = []
+    for entry in entries:
+        if here is not None and entry["reduction"] > here["reduction"]:
+            same_name = re.sub(r"\d+", "", entry["module"]) == re.sub(r"\d+", "", here["module"])
+            if not same_name or entry["num_chs"] == here["num_chs"]:
+                break
+            cut_off.append(round(log2(entry["reduction"])))
+            here = entry
+    return cut_off
 
 
 def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block]) -> None:

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .errors import DeadSiteError
 from .functional import BlockSize
-from .layer import DropBlock
+from .layer import DropBlock, leaf_call
 from .sites import Argument, Sight, Site
 
 _UNMASKED = "_dropblock_unmasked"  # attribute of a masked tensor: the DropBlock, and the tensor before its mask
@@ -32,6 +32,7 @@ class InjectedDropBlock(DropBlock):
         site: the plan's record of where it is.
         replaced: the identity it took the place of (a tuple, so that it is not registered as a child), or empty.
         together: the names of all sites of the same injection, by which one that is gone is missed.
+        shortcut: remembers the shortcut, where it is the end of the branch beside it that the DropBlock is given.
     """
 
     def __init__(
@@ -46,8 +47,15 @@ class InjectedDropBlock(DropBlock):
         self.site = site
         self.together = together
         self.replaced = replaced
+        self.shortcut = _Shortcut(site.splice.sight) if site.splice.sight else None
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.shortcut is not None and not isinstance(input, torch.fx.Proxy):
+            shortcut = self.shortcut.take(input)
+            if shortcut is None:
+                return input
+            masked = super().forward(shortcut)
+            return input if masked is shortcut else input + (masked - shortcut)
         output = super().forward(input)
         if self.site.splice.unmasked and output is not input:
             # The mark travels with the tensor: no state between two hooks, so threads, re-entry, recomputation and
@@ -62,6 +70,43 @@ class InjectedDropBlock(DropBlock):
 
     def _get_name(self) -> str:
         return "DropBlock"
+
+
+class _Shortcut(nn.Module):
+    """Remembers a shortcut from where it is seen to the end of the branch beside it."""
+
+    def __init__(self, sight: Sight) -> None:
+        super().__init__()
+        self.sight = sight
+        # By thread, for several may run a model: the shortcut, and how many calls away the end of the branch is.
+        self.noted: dict[int, tuple[Tensor, int]] = {}
+
+    def forward(self, shortcut: Tensor) -> Tensor:
+        self.noted[_thread()] = shortcut, self.sight.calls
+        return leaf_call(self, shortcut) if isinstance(shortcut, torch.fx.Proxy) else shortcut
+
+    def is_next(self, end: Tensor) -> bool:
+        """Counts a call of the module at whose end the branch ends; whether `end` is that end."""
+        if _thread() not in self.noted:
+            return isinstance(end, torch.fx.Proxy)  # then it is noted when the graph runs
+        shortcut, calls = self.noted[_thread()]
+        self.noted[_thread()] = shortcut, calls - 1
+        return calls == 1
+
+    def take(self, end: Any) -> Tensor | None:
+        """The shortcut in the layout of the end of the branch; it is forgotten."""
+        shortcut, _ = self.noted.pop(_thread(), (None, 0))
+        if shortcut is None or not self.sight.tokens:
+            return shortcut
+        return shortcut.transpose(1, 2).reshape(end.shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "noted": {}}
+
+
+def _thread() -> int:
+    """What tells apart the threads that run a model at the same time; compiled code runs in one."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class _Hook:
@@ -125,61 +170,39 @@ class _UnmaskArgument(_Hook):
         return unmasked if drop is self.drop else tensor
 
 
+class _NoteArgument(_Hook):
+    """Notes the shortcut that a block is about to add, where a module is given it."""
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return _with_argument(module, args, kwargs, self.key, self._note)
+
+    def _note(self, shortcut: Tensor) -> Tensor:
+        if self.drop.drops or isinstance(shortcut, torch.fx.Proxy):
+            assert self.drop.shortcut is not None
+            return self.drop.shortcut(shortcut)
+        return shortcut
+
+
+class _NoteOutput(_NoteArgument):
+    """Notes it where a module puts it out."""
+
+    def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        noted = self._note(output if self.key is None else output[self.key])
+        return noted if self.key is None else _with_entry(output, self.key, noted)
+
+
 class _CorrectEnd(_Hook):
     """Adds to the end of a branch what the mask changes in the shortcut that the block is about to add."""
 
-    def __init__(self, drop: InjectedDropBlock, key: int | str | None, sight: Sight) -> None:
-        super().__init__(drop, key)
-        self.sight = sight
-        # By thread: the shortcut of the block that runs there, and how many calls are left until the end of its branch.
-        self.seen: dict[int, tuple[Tensor, int]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "seen": {}}
-
-    def see(self, shortcut: Tensor) -> None:
-        self.seen[_thread()] = shortcut, self.sight.calls
-
     def __call__(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        if _thread() not in self.seen:
-            return output
-        shortcut, calls = self.seen.pop(_thread())
-        if calls > 1:
-            self.seen[_thread()] = shortcut, calls - 1
-            return output
         end = output if self.key is None else output[self.key]
-        if self.sight.tokens:
-            shortcut = shortcut.transpose(1, 2).reshape(end.shape)
-        masked = self.drop(shortcut)
-        if masked is shortcut:
+        assert self.drop.shortcut is not None
+        if not self.drop.shortcut.is_next(end):
             return output
-        end = end + (masked - shortcut)
-        return end if self.key is None else _with_entry(output, self.key, end)
-
-
-class _SeeArgument(_Hook):
-    """Notes a shortcut for the end of the branch beside it."""
-
-    def __init__(self, end: _CorrectEnd) -> None:
-        super().__init__(end.drop, end.sight.key)
-        self.end = end
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return _with_argument(module, args, kwargs, self.key, self._see)
-
-    def _see(self, tensor: Tensor) -> Tensor:
-        self.end.see(tensor)
-        return tensor
-
-
-class _SeeOutput(_SeeArgument):
-    def __call__(self, module: nn.Module, args: tuple, output: Any) -> None:  # type: ignore[override]
-        self._see(output if self.key is None else output[self.key])
-
-
-def _thread() -> int:
-    """What tells apart the threads that may run a model at the same time; compiled code runs in one."""
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+        corrected = self.drop(end)
+        if isinstance(end, torch.fx.Proxy):
+            self.drop.shortcut.take(end)
+        return corrected if self.key is None else _with_entry(output, self.key, corrected)
 
 
 def _with_argument(
@@ -233,15 +256,15 @@ def _splice_one(
         after = _MaskOutput(drop, at.key)
         after.handle = host.register_forward_hook(after)
     elif at.sight is not None:
-        end = _CorrectEnd(drop, at.key, at.sight)
+        end = _CorrectEnd(drop, at.key)
         end.handle = host.register_forward_hook(end)
         seen_at = model.get_submodule(at.sight.module)
         if at.sight.output:
-            see: _SeeArgument = _SeeOutput(end)
-            see.handle = seen_at.register_forward_hook(see)
+            note: _NoteArgument = _NoteOutput(drop, at.sight.key)
+            note.handle = seen_at.register_forward_hook(note)
         else:
-            see = _SeeArgument(end)
-            see.handle = seen_at.register_forward_pre_hook(see, with_kwargs=True)
+            note = _NoteArgument(drop, at.sight.key)
+            note.handle = seen_at.register_forward_pre_hook(note, with_kwargs=True)
     else:
         before = _MaskArgument(drop, at.key) if at.point == "before" else _MaskBesideArgument(drop, at.key)
         before.handle = host.register_forward_pre_hook(before, with_kwargs=True)

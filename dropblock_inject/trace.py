@@ -245,6 +245,9 @@ class _Recorder(TorchDispatchMode):
 
     def entering(self, name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            for entry in (*args, *kwargs.values()):
+                if isinstance(entry, list):
+                    self._tell_apart(entry, (*args, *kwargs.values()))
             call = Call(name, module, self._stack[-1] if self._stack else None, len(self.ops))
             self.calls.append(call)
             self._stack.append(call)
@@ -256,6 +259,12 @@ class _Recorder(TorchDispatchMode):
             return tuple(entries[i] for i in range(len(args))), {key: entries[key] for key in kwargs}
 
         return hook
+
+    def _tell_apart(self, entries: list, arguments: tuple) -> None:
+        """What a module is given both as an argument and within a list, it may read without that argument."""
+        for index, entry in enumerate(entries):
+            if isinstance(entry, Tensor) and any(entry is argument for argument in arguments):
+                entries[index] = torch.ops.aten.alias(entry)
 
     def leaving(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         call = self._stack[-1]

@@ -76,12 +76,12 @@ def _behind_upsampling(trace: Trace) -> set[Value]:
 
 
 def _children(trace: Trace, table: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Of the modules that ran and that a table of families knows: the prefix of each, and those of its children."""
+    """Of the modules that a table of families knows: the prefix of each, and those of its children."""
     known = {}
-    for call in trace.calls:
-        if type(call.module).__name__ in table:
-            prefix = f"{call.name}.".lstrip(".")
-            known[prefix] = tuple(f"{prefix}{child}." for child in table[type(call.module).__name__])
+    for name, module in trace.modules.items():
+        if type(module).__name__ in table:
+            prefix = f"{name}.".lstrip(".")
+            known[prefix] = tuple(f"{prefix}{child}." for child in table[type(module).__name__])
     return known
 
 

@@ -112,6 +112,31 @@ class ConvMixer(nn.Sequential):
         )
 
 
+class ConcatBlock(nn.Module):
+    """Reads its shortcut in its own code (as HGNet does), so that no module can be given another tensor for it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.aggregate = nn.Sequential(nn.Conv2d(2 * width, width, 1), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.aggregate(torch.cat((x, self.conv(x)), 1))
+
+
+class ConcatNet(nn.Sequential):
+    """Blocks that read their shortcut themselves, at a half and at a quarter of the resolution."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(
+            *(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU()),
+            *(ConcatBlock(16), ConcatBlock(16)),
+            *(nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU()),
+            *(ConcatBlock(32), ConcatBlock(32)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, classes)),
+        )
+
+
 def plain_conv_net(classes: int = 10) -> nn.Sequential:
     """Convolution, batch norm, ReLU and pooling, four times, in one flat sequence."""
     layers: list[nn.Module] = []
@@ -145,14 +170,16 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **{f"torchvision:{name}": _torchvision(name) for name in TORCHVISION},
     **{f"timm:{name}": _timm(name) for name in TIMM},
     "own:cifar_resnet": CifarResNet,
+    "own:concat_net": ConcatNet,
     "own:conv_mixer": ConvMixer,
     "own:plain_conv_net": plain_conv_net,
     "own:small_efficientnet": small_efficientnet,
 }
-# One of each way to splice: after a module, in a slot, before the block, after a projection, beside the branch, with
-# channels last, in a sequence that runs whatever is registered on it.
+# One of each way to splice: after a module, in a slot, before the block, after a projection, beside the branch, at its
+# end, with channels last, in a sequence that runs whatever is registered on it.
 EVERY_KIND = (
     "own:cifar_resnet",
+    "own:concat_net",
     "own:conv_mixer",
     "own:plain_conv_net",
     "own:small_efficientnet",

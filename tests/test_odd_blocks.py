@@ -14,7 +14,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from dropblock_inject import DropBlock, inject_dropblock, plan_dropblock, remove_dropblock
+from dropblock_inject import (
+    DropBlock,
+    dropblock_disabled,
+    find_stages,
+    inject_dropblock,
+    plan_dropblock,
+    remove_dropblock,
+)
 
 WIDTH = 8
 IMAGE = torch.empty(1, 3, 16, 16)
@@ -324,11 +331,8 @@ class UsesDropPathTwice(ReadsItself):
 class Tokens(nn.Module):
     """Flattens its input and goes on with tokens, twice: nobody is given the second shortcut as a map."""
 
-    sites = ("branch", "skip", "branch", "skip")
-
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
         self.norm1, self.mlp1 = nn.LayerNorm(WIDTH), nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU())
         self.norm2, self.mlp2 = nn.LayerNorm(WIDTH), nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU())
         self.drop_path1, self.drop_path2 = nn.Identity(), nn.Identity()
@@ -477,7 +481,7 @@ def test_each_site_runs_once_and_trains(block: type[nn.Module]) -> None:
 
             def count(module: nn.Module, args: tuple, output: Tensor, name: str = name) -> None:
                 runs[name] += 1
-                assert (output == 0).any(), f"{name} drops nothing"
+                assert (output != args[0]).any(), f"{name} changes nothing"
 
             module.register_forward_hook(count)
     output = net(torch.randn(4, 3, 16, 16))
@@ -575,6 +579,102 @@ def test_a_block_that_runs_twice_is_one_block() -> None:
             module.register_forward_hook(lambda module, args, output: runs.append(module))
     net.train()(torch.randn(2, 3, 16, 16))
     assert len(runs) == 2 * len(plan)
+
+
+def test_shortcuts_that_nobody_is_given_as_a_map() -> None:
+    """Each of the two in turn: with all of it dropped the sum is what the branch alone puts out."""
+    net = nn.Sequential(nn.Conv2d(3, WIDTH, 3, 2, 1), Tokens(), Block()).eval()
+    plan = inject_dropblock(
+        net, 1, where="skip", keep_prob=1e-9, block_size=8, example_input=IMAGE, include=r"re:1\b.*"
+    )
+    assert [site.splice.point for site in plan] == ["end", "end"]
+    x = torch.randn(4, WIDTH, 8, 8)
+    block = net[1]
+    first = block.mix(x, block.norm1, block.mlp1, nn.Identity())
+    second = block.mix(x + first, block.norm2, block.mlp2, nn.Identity())
+    drops = [net.get_submodule(site.name) for site in plan]
+    drops[1].train()
+    torch.testing.assert_close(block(x), second)
+    drops[1].eval()
+    drops[0].train()
+    torch.testing.assert_close(block(x), first + block.mix(first, block.norm2, block.mlp2, nn.Identity()))
+
+
+class Flat(nn.Module):
+    """A residual network of which all the code stands in one forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, WIDTH, 3, 2, 1)
+        self.conv1, self.norm1 = nn.Conv2d(WIDTH, WIDTH, 3, 1, 1), nn.BatchNorm2d(WIDTH)
+        self.conv2, self.norm2 = nn.Conv2d(WIDTH, WIDTH, 3, 1, 1), nn.BatchNorm2d(WIDTH)
+        self.conv3, self.norm3 = nn.Conv2d(WIDTH, WIDTH, 3, 2, 1), nn.BatchNorm2d(WIDTH)
+        self.conv4, self.norm4 = nn.Conv2d(WIDTH, WIDTH, 3, 1, 1), nn.BatchNorm2d(WIDTH)
+        self.shortcut = nn.Conv2d(WIDTH, WIDTH, 1, 2)
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.relu1(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+        return self.relu2(self.shortcut(x) + self.norm4(self.conv4(F.relu(self.norm3(self.conv3(x))))))
+
+
+def test_joins_outside_any_block() -> None:
+    net = Flat().train()
+    assert [(stage.reduction, [block.name for block in stage.blocks]) for stage in find_stages(net, IMAGE)] == [
+        (2, ["conv1"]),
+        (4, ["conv3"]),
+    ]
+    plan = inject_dropblock(net, [1, 2], where=("paper", "output"), keep_prob=0.5, block_size=2, example_input=IMAGE)
+    assert [(site.stage, site.where, site.host) for site in plan] == [
+        (1, "branch", "norm1"),
+        (1, "branch", "norm2"),
+        (1, "skip", "stem"),
+        (1, "output", "relu1"),
+        (2, "branch", "norm3"),
+        (2, "branch", "norm4"),
+        (2, "skip", "shortcut"),
+        (2, "output", "relu2"),
+    ]
+    drop = net.get_submodule(plan[2].name)
+    net.eval()
+    drop.train()
+    drop.keep_prob = 1e-9
+    x = torch.randn(2, 3, 16, 16)
+    outputs = []
+    net.relu1.register_forward_hook(lambda module, args, output: outputs.append(output))
+    net(x)
+    with dropblock_disabled(net):
+        branch = net.norm2(net.conv2(F.relu(net.norm1(net.conv1(net.stem(x))))))
+    torch.testing.assert_close(outputs[0], F.relu(branch))
+
+
+def test_blocks_nested_in_blocks() -> None:
+    class Outer(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(unit(), Block())
+
+    net = network(Outer)
+    plan = plan_dropblock(net, 1, where=("paper", "output"), example_input=IMAGE)
+    for outer in ("1", "2"):
+        own = sorted(site.where for site in plan if site.block == outer)
+        inner = sorted(site.where for site in plan if site.block == f"{outer}.first.1")
+        assert own == ["branch", "branch", "output", "skip"]
+        assert inner == ["branch", "branch", "output", "skip"]
+
+
+def test_a_stage_in_one_flat_sequence() -> None:
+    """Units, blocks and pooling side by side, as entries of one container."""
+    net = nn.Sequential(
+        *(nn.Conv2d(3, WIDTH, 3, 2, 1), nn.BatchNorm2d(WIDTH), nn.ReLU()),
+        *(Block(), Block(), nn.MaxPool2d(2), Block()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, 10)),
+    )
+    assert [(stage.reduction, [block.name for block in stage.blocks]) for stage in find_stages(net, IMAGE)] == [
+        (2, ["3", "4"]),
+        (4, ["6"]),
+    ]
 
 
 def test_sums_that_are_no_shortcuts_are_no_joins() -> None:

@@ -26,6 +26,7 @@ def resnet(blocks: tuple[int, ...], expansion: int) -> list[tuple[int, int, int,
 
 EXPECTED = {
     "own:cifar_resnet": (1, [(1, 16, 32, 2), (2, 32, 16, 2), (4, 64, 8, 2)], "stage1.0"),
+    "own:concat_net": (1, [(2, 16, 16, 2), (4, 32, 8, 2)], "3"),
     "own:conv_mixer": (1, [(2, 16, 16, 2), (4, 32, 8, 2)], "1"),
     "own:plain_conv_net": (1, [(1, 16, 32, 1), (2, 32, 16, 1), (4, 64, 8, 1), (8, 64, 4, 1)], "0"),
     "timm:convnext_tiny": (1, CONVNEXT, "stages.0.blocks.0"),

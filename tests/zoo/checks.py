@@ -27,8 +27,11 @@ from .catalog import Model, runs_without_data
 WHERE = ("paper", "output")
 # Names that no block of a trunk and no site has in either library: an independent witness of what the walker says.
 _NOT_TRUNK = re.compile(
-    r"(^|\.)(head|classifier|fc|aux\w*|fpn|rpn|roi_heads|decoder|anchor_generator|conv_head|se|fse|conv_fse)(\.|$)"
+    r"(^|\.)(head|classifier|fc|aux\w*|fpn|rpn|roi_heads|decoder|anchor_generator|conv_head|se|fse)(\.|$)"
 )
+
+# Nor has a site a host with such a name in it: the whole of a squeeze-excite may end a branch, its inside does not.
+_INNER = re.compile(r"(^|\.)(se|fse|conv_fse|attn_pool|head|classifier|fpn|decoder|aux\w*)\.")
 
 
 def check(model: Model) -> dict[str, Any]:
@@ -52,7 +55,7 @@ def check(model: Model) -> dict[str, Any]:
         stage.index: dict(Counter(site.where for site in sites if site.stage == stage.index)) for stage in stages
     }
     record["variants"] = check_variants(model, stages)
-    check_on_images(model, [site.name for site in sites])
+    check_on_images(model, [site.name for site in sites], stages[-1].reduction)
     return record
 
 
@@ -122,7 +125,7 @@ def check_sites(model: Model, twin: nn.Module, stages: list[Stage]) -> list[Site
     wheres = defaultdict(Counter)
     for site in plan:
         wheres[site.block][site.where] += 1
-        assert not _NOT_TRUNK.search(site.host.removeprefix(site.block)), f"{site.name} stands after {site.host}"
+        assert not _INNER.search(site.host.removeprefix(site.block)), f"{site.name} stands after {site.host}"
         for own, of_stage in zip(site.map_size, by_index[site.stage].map_size, strict=True):
             assert own > 1 or max(site.map_size) > 1, site
             assert of_stage - 2 <= own <= 2 * of_stage + 3, (site.name, site.map_size, by_index[site.stage].map_size)
@@ -131,9 +134,12 @@ def check_sites(model: Model, twin: nn.Module, stages: list[Stage]) -> list[Site
             assert wheres[block.name]["output"] == 1, f"{block.name} has {wheres[block.name]['output']} output sites"
             assert wheres[block.name]["branch"] >= 1, f"{block.name} has no branch site"
     plan.apply()
+    twin.eval()
+    for module in twin.modules():
+        module.training = isinstance(module, InjectedDropBlock)
     try:
         with counted(twin) as (runs, shapes):
-            ran = runs_without_data(twin.eval(), model.example_input("meta") or model.arguments(1, device="meta"))
+            ran = runs_without_data(twin, model.example_input("meta") or model.arguments(1, device="meta"))
         assert ran or model.is_detector  # which ask for the values of their outputs
         for site in plan:
             wanted = runs[site.block]
@@ -196,9 +202,9 @@ def check_variants(model: Model, stages: list[Stage]) -> list[str]:
     return found
 
 
-def check_on_images(model: Model, names: list[str]) -> None:
+def check_on_images(model: Model, names: list[str], reduction: int) -> None:
     """On real tensors: nothing is changed, the masks of shortcuts are seen by the shortcuts alone, and it trains."""
-    options, size = model.shrunken()
+    options, size = model.shrunken(reduction)
     torch.manual_seed(0)
     net = model.build(**options).train()
     _loss(model, net, size).backward()
@@ -245,14 +251,28 @@ def check_skips(net: nn.Module, sites: Any, arguments: tuple) -> None:
             splice = site.splice
             kind = type(modules[site.block]), splice.point, len(splice.unmasked), splice.attribute, splice.key
             chosen.setdefault(kind, site)
-    given = _arguments_of(net, {site.block for site in chosen.values()}, arguments)
+    around = {site: _around(site) for site in chosen.values()}
+    given = _arguments_of(net, {name for names in around.values() for name in names}, arguments)
     for site in chosen.values():
-        block, (args, kwargs) = modules[site.block], given[site.block]
+        name = next(name for name in around[site] if name in given)
+        block, (args, kwargs) = modules[name], given[name]
         with _Sums() as plain, torch.no_grad():
             block(*_copy(args), **_copy(kwargs))
         with _known_mask(modules[site.name]), _Sums() as masked, torch.no_grad():
             block(*_copy(args), **_copy(kwargs))
         _check_first_masked_sum(site, plain.found, masked.found)
+
+
+def _around(site: Site) -> list[str]:
+    """The names of the modules around a block and all that takes part in its site, from the inside out."""
+    inside = {site.block, *site.splice.modules} - {site.splice.owner}
+    name, names = site.block, []
+    while True:
+        if all(f"{other}.".startswith(f"{name}.".lstrip(".")) for other in inside):
+            names.append(name)
+        if not name:
+            return names
+        name = name.rpartition(".")[0]
 
 
 def _check_first_masked_sum(
