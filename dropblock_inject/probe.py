@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .errors import NoTrunkError, TraceError
 from .geometry import Geometry
+from .timm_info import declared_input_size
 from .trace import Trace, trace_forward
 
 # By spatial rank: signal, image, video; the second where the first does not go through.
@@ -57,10 +58,9 @@ def _made_up_inputs(model: nn.Module) -> list[torch.Tensor]:
             "network; for a transformer use drop path (stochastic depth)"
         )
     channels, sizes = convolution.in_channels, _SIZES[len(convolution.kernel_size)]
-    config = getattr(model, "pretrained_cfg", None)  # timm models say which input they were made for
-    declared = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
-    if isinstance(declared, tuple | list) and len(declared) == len(sizes[0]) + 1:
-        channels, sizes = declared[0], [tuple(declared[1:])]
+    declared = declared_input_size(model)
+    if declared is not None and len(declared) == len(sizes[0]) + 1:
+        channels, sizes = declared[0], [declared[1:]]
     return [torch.empty(1, channels, *size, device="meta", dtype=convolution.weight.dtype) for size in sizes]
 
 

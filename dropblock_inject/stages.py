@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
-from math import log2
 from typing import Any
 
 from torch import nn
@@ -14,6 +12,7 @@ from .blocks import Block
 from .errors import DropBlockTypeError, TraceError
 from .geometry import Geometry
 from .probe import trace_model
+from .timm_info import levels_cut_off
 from .trace import Trace
 from .trunk import find_trunk_levels
 
@@ -85,10 +84,11 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
         raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     trace = trace_model(model, example_input)
     geometry = Geometry.of(trace)
-    by_level = find_trunk_levels(type(model).__name__, trace, geometry)
+    by_level = find_trunk_levels(model, trace, geometry)
     assert geometry is not None  # where there are blocks
     _refuse_half_a_trunk(model, trace, [block for blocks in by_level.values() for block in blocks])
     levels = list(by_level)
+    cut_off = levels_cut_off(model, levels[-1], by_level[levels[-1]][-1].name)
     stages = [
         Stage(
             index,
@@ -97,29 +97,9 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
             by_level[level][-1].map.channels,
             Counter(block.map.size for block in by_level[level]).most_common(1)[0][0],
         )
-        for index, level in zip(_numbers(levels + _levels_cut_off(model, levels[-1])), levels, strict=False)
+        for index, level in zip(_numbers(levels + cut_off), levels, strict=False)
     ]
     return Trunk(stages, [by_level[level] for level in levels], trace, geometry)
-
-
-def _levels_cut_off(model: nn.Module, lowest: int) -> list[int]:
-    """The levels below the lowest that there were before timm's ``features_only`` cut them off.
-
-    Its ``feature_info`` still has them all. Those count that follow the lowest, under the same name but for a number,
-    so that no head does, and with other channels, so that no pooling does.
-    """
-    infos = (getattr(getattr(module, "feature_info", None), "info", None) for module in model.modules())
-    entries = next(filter(None, infos), [])
-    here = next((entry for entry in entries if entry["reduction"] == 2**lowest), None)
-    cut_off = []
-    for entry in entries:
-        if here is not None and entry["reduction"] > here["reduction"]:
-            same_name = re.sub(r"\d+", "", entry["module"]) == re.sub(r"\d+", "", here["module"])
-            if not same_name or entry["num_chs"] == here["num_chs"]:
-                break
-            cut_off.append(round(log2(entry["reduction"])))
-            here = entry
-    return cut_off
 
 
 def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block]) -> None:

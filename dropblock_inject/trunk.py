@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from math import log2
 
+from torch import nn
+
 from .blocks import Block, Blocks, around, find_blocks, rows_of, rows_of_blocks
 from .errors import NoTrunkError
 from .families import EMBEDDINGS, TRUNKS
 from .geometry import Geometry
 from .kinds import RESAMPLES
 from .residuals import count_residuals
+from .timm_info import strides_given_up
 from .trace import Trace, Value, ancestors
 
 
-def find_trunk_levels(model: str, trace: Trace, geometry: Geometry | None) -> dict[int, list[Block]]:
+def find_trunk_levels(model: nn.Module, trace: Trace, geometry: Geometry | None) -> dict[int, list[Block]]:
     """The blocks of the trunk, level by level from the highest resolution to the lowest.
 
     A level is log2 of the reduction as it would be without dilation. Of a module that is called several times the first
@@ -23,9 +26,6 @@ def find_trunk_levels(model: str, trace: Trace, geometry: Geometry | None) -> di
     The trunk are the residual blocks that convolve and what stands beside them, in the same containers or of the same
     class; in a network without shortcuts the modules of several convolution units, or else the units themselves; and
     of these what leads to the lowest resolution: neither decoders nor the top-down part of a pyramid do.
-
-    Args:
-        model: what to call the model in an error.
 
     Raises:
         NoTrunkError: there are none.
@@ -36,13 +36,14 @@ def find_trunk_levels(model: str, trace: Trace, geometry: Geometry | None) -> di
     if any(_convolves(block) for block in found.residual):
         blocks = found.residual + _beside(found.residual, found.composite, trace)
     else:
-        blocks = _without_shortcuts(model, found, trace)
+        blocks = _without_shortcuts(type(model).__name__, found, trace)
     if not blocks:
         raise NoTrunkError(
-            f"no convolutional trunk in {model}: its forward pass has neither residual blocks nor convolution units on "
-            "feature maps, which is what DropBlock drops parts of. For a transformer use drop path (stochastic depth)"
+            f"no convolutional trunk in {type(model).__name__}: its forward pass has neither residual blocks nor "
+            "convolution units on feature maps, which is what DropBlock drops parts of. For a transformer use drop "
+            "path (stochastic depth)"
         )
-    return _leading_down(_by_level(sorted(blocks, key=lambda block: block.place)))
+    return _leading_down(_by_level(sorted(blocks, key=lambda block: block.place), strides_given_up(model)))
 
 
 def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
@@ -90,25 +91,21 @@ def _convolves(block: Block) -> bool:
 
 
 def _beside(residual: list[Block], others: list[Block], trace: Trace) -> list[Block]:
-    """Of the blocks without a shortcut those like residual ones, or in a row with them: neither stem nor head."""
+    """Of the blocks without a shortcut those like residual ones, in a row with them, or around such; no stem or head."""
     kinds = {type(block.scope.module) for block in residual if block.name}
-    rows = rows_of_blocks([block.scope for block in residual], trace)
-    beside = [
-        block
-        for block in others
-        if any(type(call.module) in kinds for call in around(block.scope))
-        or not rows.isdisjoint(rows_of(block.name, trace))
-    ]
+    beside = [block for block in others if any(type(call.module) in kinds for call in around(block.scope))]
+    rows = rows_of_blocks([block.scope for block in residual + beside], trace)
+    beside += [block for block in others if block not in beside and not rows.isdisjoint(rows_of(block.name, trace))]
     known = {block.scope for block in beside}
     return [block for block in others if block in beside or any(block.scope.encloses(call) for call in known)]
 
 
-def _by_level(blocks: list[Block]) -> dict[int, list[Block]]:
+def _by_level(blocks: list[Block], given_up: dict[str, int]) -> dict[int, list[Block]]:
     """The blocks by log2 of the reduction that each would have if its stride had not been traded for dilation.
 
     The first block of a dilated stage still has the dilation of the stage before, so that the largest among the
     blocks with the same parent and channels counts; relative to the smallest of all, for some networks are dilated
-    everywhere.
+    everywhere. Where a stage has nothing to dilate, such as attention, the model may say what it gave up.
     """
 
     def group(block: Block) -> tuple[str, int]:
@@ -120,7 +117,9 @@ def _by_level(blocks: list[Block]) -> dict[int, list[Block]]:
     smallest = min(largest.values())
     levels: dict[int, list[Block]] = defaultdict(list)
     for block in blocks:
-        levels[block.map.level + round(log2(largest[group(block)] / smallest))].append(block)
+        dilated = round(log2(largest[group(block)] / smallest))
+        said = max((count for prefix, count in given_up.items() if block.name.startswith(prefix)), default=0)
+        levels[block.map.level + max(dilated, said)].append(block)
     return dict(sorted(levels.items()))
 
 

@@ -15,6 +15,9 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dropblock_inject.meta import ShapeCache
 
 # Families without a convolutional trunk: they must be refused. All others must not be.
 TRANSFORMERS = frozenset(
@@ -133,11 +136,22 @@ def _cheap_weights() -> Iterator[None]:
 def runs_without_data(net: nn.Module, arguments: tuple) -> bool:
     """Whether a model on the meta device can be called with these arguments."""
     try:
-        with torch.no_grad(), torch.device("meta"):
+        with torch.no_grad(), torch.device("meta"), _Quick():
             net(*arguments)
     except Exception:  # whatever a model says to a size it was not made for, or to there being no data
         return False
     return True
+
+
+class _Quick(TorchDispatchMode):
+    """Works out the shapes of an operation once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run = ShapeCache()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        return self.run(func, args, kwargs or {})
 
 
 def all_models() -> list[Model]:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dropblock_inject.layer
 from dropblock_inject import find_stages, inject_dropblock, plan_dropblock, remove_dropblock
 from dropblock_inject.errors import NoTrunkError
+from dropblock_inject.plan import InjectionPlan
 from dropblock_inject.sites import Site
 from dropblock_inject.stages import Stage
 from dropblock_inject.surgery import InjectedDropBlock
@@ -45,26 +46,25 @@ def check(model: Model) -> dict[str, Any]:
     if model.is_transformer:
         return {**record, **check_refused(twin)}
     stages = find_stages(twin, model.example_input("meta"))
-    record["seconds"] = check_time(model, twin)
     record["stages"] = [
         (stage.index, stage.reduction, stage.channels, stage.map_size, len(stage.blocks)) for stage in stages
     ]
     check_stages(model, twin, stages)
-    sites = check_sites(model, twin, stages)
+    assert torch.get_num_threads() == 1
+    start = time.perf_counter()
+    plan = plan_dropblock(twin, _indices(stages), where=WHERE, example_input=model.example_input("meta"))
+    record["seconds"] = time.perf_counter() - start
     record["sites"] = {
-        stage.index: dict(Counter(site.where for site in sites if site.stage == stage.index)) for stage in stages
+        stage.index: dict(Counter(site.where for site in plan if site.stage == stage.index)) for stage in stages
     }
+    check_sites(model, plan, stages)
     record["variants"] = check_variants(model, stages)
-    check_on_images(model, [site.name for site in sites], stages[-1].reduction)
+    check_on_images(model, stages, [site.name for site in plan])
     return record
 
 
-def check_time(model: Model, twin: nn.Module) -> float:
-    """How long a plan takes, in seconds on one core."""
-    assert torch.get_num_threads() == 1
-    start = time.perf_counter()
-    plan_dropblock(twin, -1, where=WHERE, example_input=model.example_input("meta"))
-    return time.perf_counter() - start
+def _indices(stages: list[Stage]) -> list[int]:
+    return [stage.index for stage in stages]
 
 
 def check_refused(twin: nn.Module) -> dict[str, Any]:
@@ -115,11 +115,8 @@ def check_feature_info(twin: nn.Module, stages: list[Stage]) -> None:
             assert reduction_of[inside[-1]] == entry["reduction"], (inside[-1], reduction_of[inside[-1]], entry)
 
 
-def check_sites(model: Model, twin: nn.Module, stages: list[Stage]) -> list[Site]:
+def check_sites(model: Model, plan: InjectionPlan, stages: list[Stage]) -> None:
     """Each site runs once for each time its block runs, on the map that the plan says, and that fits its stage."""
-    plan = plan_dropblock(
-        twin, [stage.index for stage in stages], where=WHERE, example_input=model.example_input("meta")
-    )
     assert "No module gives a hold" not in str(plan), str(plan).splitlines()[-1]
     by_index = {stage.index: stage for stage in stages}
     wheres = defaultdict(Counter)
@@ -134,7 +131,7 @@ def check_sites(model: Model, twin: nn.Module, stages: list[Stage]) -> list[Site
             assert wheres[block.name]["output"] == 1, f"{block.name} has {wheres[block.name]['output']} output sites"
             assert wheres[block.name]["branch"] >= 1, f"{block.name} has no branch site"
     plan.apply()
-    twin.eval()
+    twin = plan.model.eval()
     for module in twin.modules():
         module.training = isinstance(module, InjectedDropBlock)
     try:
@@ -149,7 +146,6 @@ def check_sites(model: Model, twin: nn.Module, stages: list[Stage]) -> list[Site
             assert (shape[site.channel_dim], size) == (site.channels, site.map_size), (site, shape)
     finally:
         remove_dropblock(twin)
-    return list(plan)
 
 
 @contextmanager
@@ -192,8 +188,6 @@ def check_variants(model: Model, stages: list[Stage]) -> list[str]:
             assert numbers.items() <= number_of.items(), (numbers, number_of)
             if "output_stride" in options:
                 assert numbers == number_of, (numbers, number_of)
-            plan = plan_dropblock(variant, [stage.index for stage in of_variant], where=WHERE)
-            assert "No module gives a hold" not in str(plan), str(plan).splitlines()[-1]
         except Exception as problem:
             if runs_without_data(variant, model.arguments(1, device="meta")):
                 raise AssertionError(f"with {label}: {problem}") from problem
@@ -202,9 +196,9 @@ def check_variants(model: Model, stages: list[Stage]) -> list[str]:
     return found
 
 
-def check_on_images(model: Model, names: list[str], reduction: int) -> None:
+def check_on_images(model: Model, stages: list[Stage], names: list[str]) -> None:
     """On real tensors: nothing is changed, the masks of shortcuts are seen by the shortcuts alone, and it trains."""
-    options, size = model.shrunken(reduction)
+    options, size = model.shrunken(stages[-1].reduction)
     torch.manual_seed(0)
     net = model.build(**options).train()
     _loss(model, net, size).backward()
@@ -216,9 +210,8 @@ def check_on_images(model: Model, names: list[str], reduction: int) -> None:
         plain = net(*_copy(arguments))
     random = torch.get_rng_state()
     example = arguments if "img_size" in options else model.example_input()
-    stages = [stage.index for stage in find_stages(net, example)]
     report = inject_dropblock(
-        net, stages, where=WHERE, keep_prob=0.8, block_size=3, depth_scaling=False, example_input=example
+        net, _indices(stages), where=WHERE, keep_prob=0.8, block_size=3, depth_scaling=False, example_input=example
     )
     assert torch.equal(random, torch.get_rng_state())
     assert [site.name for site in report] == names, "without data other sites were found"
