@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,15 +32,28 @@ def trace_model(model: nn.Module, example_input: Any = None) -> Trace:
         if trace.error is None:
             break
     if trace.error is not None and Geometry.of(trace) is None:
-        shapes = ", ".join(str(tuple(value.shape)) for value in trace.inputs)
-        problem = f"{type(trace.error).__name__}: {trace.error}".rstrip(".")
         raise TraceError(
-            f"{type(model).__name__} could not be traced with an input of shape {shapes}: {problem}. "
-            f"Pass {'an' if example_input is None else 'another'} example_input: a tensor with its batch axis, a tuple "
-            "of positional arguments, or a dict of keyword arguments, just what model(...) is called with; only shapes "
-            "and dtypes matter"
+            f"{type(model).__name__} could not be traced with an input of shape {shapes_of(trace)}: "
+            f"{as_text(trace.error)}. Pass {'an' if example_input is None else 'another'} example_input: a tensor with "
+            "its batch axis, a tuple of positional arguments, or a dict of keyword arguments, just what model(...) is "
+            f"called with, here {_signature(model)}; only shapes and dtypes matter"
         ) from trace.error
     return trace
+
+
+def shapes_of(trace: Trace) -> str:
+    """The shapes of what a model was given."""
+    return ", ".join(str(tuple(value.shape)) for value in trace.inputs)
+
+
+def as_text(error: Exception) -> str:
+    """An error of the model's own code, as part of a sentence."""
+    return f"{type(error).__name__}: {error}".rstrip(".")
+
+
+def _signature(model: nn.Module) -> str:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return f"({', '.join(parameter.name for parameter in parameters)})"
 
 
 def _as_call(example_input: Any) -> tuple[tuple, dict[str, Any]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +14,7 @@ from torch import nn
 from .blocks import Block
 from .errors import DropBlockTypeError, TraceError
 from .geometry import Geometry
-from .probe import trace_model
+from .probe import as_text, shapes_of, trace_model
 from .timm_info import levels_cut_off
 from .trace import Trace
 from .trunk import find_trunk_levels
@@ -82,9 +85,10 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
     """The stages as :func:`find_stages` returns them, with what they were found from."""
     if not isinstance(model, nn.Module):
         raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    trace = trace_model(model, example_input)
-    geometry = Geometry.of(trace)
-    by_level = find_trunk_levels(model, trace, geometry)
+    with _without_garbage_collection():
+        trace = trace_model(model, example_input)
+        geometry = Geometry.of(trace)
+        by_level = find_trunk_levels(model, trace, geometry)
     assert geometry is not None  # where there are blocks
     _refuse_half_a_trunk(model, trace, [block for blocks in by_level.values() for block in blocks])
     levels = list(by_level)
@@ -102,6 +106,18 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
     return Trunk(stages, [by_level[level] for level in levels], trace, geometry)
 
 
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """A trace makes many objects and no garbage among them: looking for it takes up to half of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block]) -> None:
     """Raises if the forward pass failed while there were still blocks to come.
 
@@ -115,12 +131,12 @@ def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block]) ->
     kinds -= {nn.Sequential, type(model)}
     missed = [name for name, module in model.named_modules() if type(module) in kinds and name not in called]
     if missed:
-        problem = f"{type(trace.error).__name__}: {trace.error}".rstrip(".")
         raise TraceError(
-            f"the forward pass of {type(model).__name__} without data ended early, before {missed[0]}: {problem}. "
-            "DropBlock would only come into the part before it. What the model's code asks of the values of a tensor "
-            "(item(), numpy(), if tensor:) has no answer there: leave it out in eval mode, or pass an example_input "
-            "that avoids it"
+            f"the forward pass of {type(model).__name__} without data, on an input of shape {shapes_of(trace)}, ended "
+            f"early, before {missed[0]}: {as_text(trace.error)}. DropBlock would only come into the part before it. If "
+            "the model takes images of another size or other arguments, pass what it is called with as example_input. "
+            "What its code asks of the values of a tensor (item(), numpy(), if tensor:) has no answer there: leave it "
+            "out in eval mode"
         ) from trace.error
 
 

@@ -91,7 +91,7 @@ def _convolves(block: Block) -> bool:
 
 
 def _beside(residual: list[Block], others: list[Block], trace: Trace) -> list[Block]:
-    """Of the blocks without a shortcut those like residual ones, in a row with them, or around such; no stem or head."""
+    """Of the blocks without a shortcut those like residual ones, in a row with them, or around such: no stem."""
     kinds = {type(block.scope.module) for block in residual if block.name}
     beside = [block for block in others if any(type(call.module) in kinds for call in around(block.scope))]
     rows = rows_of_blocks([block.scope for block in residual + beside], trace)
