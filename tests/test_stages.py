@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import timm
@@ -283,3 +286,50 @@ def test_a_model_that_cannot_be_copied_or_is_not_ready_says_so() -> None:
     lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
     with pytest.raises(DropBlockInjectError, match="lazy layers that know no shapes yet: run it once"):
         find_stages(lazy)
+
+
+class EndsHalfWay(nn.Module):
+    """Asks for a value in the middle of the trunk, and has a layer of a sort that keeps count of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torchvision.models.resnet18()
+        self.net.layer3[0].register_forward_hook(self.ask)
+        self.calls = 0
+
+    def ask(self, module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        if output.sum() > 0:
+            self.calls += 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("build", "outcome"),
+    [
+        (torchvision.models.resnet18, nullcontext()),
+        (EndsHalfWay, pytest.raises(DropBlockInjectError, match=r"ended early, before net\.layer3\.1")),
+    ],
+    ids=["goes through", "ends half-way"],
+)
+def test_nothing_is_touched(build: Callable[[], nn.Module], outcome: AbstractContextManager) -> None:
+    net = build().train()
+    frozen = next(module for module in net.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    versions = [tensor._version for tensor in net.state_dict(keep_vars=True).values()]
+    modes = [module.training for module in net.modules()]
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in net.modules()]
+    random = torch.get_rng_state()
+    with outcome:
+        find_stages(net)
+    assert torch.equal(random, torch.get_rng_state())
+    assert [module.training for module in net.modules()] == modes
+    assert not frozen.training
+    assert [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in net.modules()] == hooks
+    assert [tensor._version for tensor in net.state_dict(keep_vars=True).values()] == versions
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert getattr(net, "calls", 0) == 0
+    assert gc.isenabled()
+    assert torch.is_grad_enabled()

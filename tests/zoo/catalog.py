@@ -101,7 +101,7 @@ class Model:
     def shrunken(self, reduction: int) -> tuple[dict[str, Any], int | None]:
         """Options to build it with and an image size (None: its own) that make it cheap to run.
 
-        One that is built for smaller images is planned with them, so that its maps must have more than one pixel.
+        One that is built for smaller images is planned with them, so that its maps must have some pixels.
         """
         if self.is_detector:
             return ({} if "ssd" in self.name else _DETECTORS_SIZE), None
@@ -111,7 +111,7 @@ class Model:
         for size in (size for size in _SIZES if size <= max(self.input_size[1:])):
             if runs_without_data(twin, self.arguments(1, size, "meta")):
                 return {}, size
-            if self.library == "timm" and size >= 2 * reduction:
+            if self.library == "timm" and size >= 3 * reduction:
                 options = {"img_size": size}  # windows of a fixed size: those for smaller images are built so
                 try:
                     smaller = self.build("meta", **options).eval()
