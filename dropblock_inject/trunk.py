@@ -32,7 +32,7 @@ def find_trunk_levels(model: nn.Module, trace: Trace, geometry: Geometry | None)
     """
     found = find_blocks(trace, geometry) if geometry is not None else Blocks([], [], [])
     trunks = _children(trace, TRUNKS)
-    found = found.those(lambda block: all(block.name.startswith(trunks[m]) for m in trunks if block.name.startswith(m)))
+    found = found.those(lambda block: all(_is_in(block, trunks[m]) for m in trunks if block.name.startswith(m)))
     if any(_convolves(block) for block in found.residual):
         blocks = found.residual + _beside(found.residual, found.composite, trace)
     else:
@@ -50,7 +50,7 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
     """The trunk of a network that has no residual block that convolves."""
     embeddings = tuple(name for names in _children(trace, EMBEDDINGS).values() for name in names)
     if embeddings:
-        return [block for block in found.single if block.name.startswith(embeddings)]
+        return [block for block in found.single if _is_in(block, embeddings)]
     raised = _behind_upsampling(trace)
     found = found.those(lambda block: block.output[1] not in raised)  # not in a decoder
     blocks = found.composite or [block for block in found.single if not block.units[0].cuts_patches]
@@ -66,10 +66,15 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
     return blocks
 
 
+def _is_in(block: Block, prefixes: tuple[str, ...]) -> bool:
+    return f"{block.name}.".startswith(prefixes)
+
+
 def _behind_upsampling(trace: Trace) -> set[Value]:
-    """All that is computed from a map of which the resolution was raised again."""
+    """All that is computed from a map of which the resolution was raised again; not from an image that was enlarged."""
     raised: set[Value] = set()
-    for op in trace.ops:
+    first = next((op.index for op in trace.ops if op.kind == "convolution"), 0)
+    for op in trace.ops[first:]:
         transposed = op.kind == "convolution" and op.strides is None
         if transposed or op.kind in RESAMPLES or not raised.isdisjoint(op.inputs):
             raised.update(op.outputs)
