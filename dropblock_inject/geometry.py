@@ -146,7 +146,7 @@ def _attention_scores(trace: Trace) -> frozenset[Value]:
                 continue
             made_of = op.inputs[0].producer if op.kind in RESHAPES else None
             is_product = made_of is not None and made_of.kind in ("baddbmm", "bmm")
-            if is_product or any(v in scores and v.shape[-2:] == value.shape[-2:] for v in op.inputs):
+            if is_product or (op.inputs[0].shape[-2:] == value.shape[-2:] and scores.issuperset(op.inputs)):
                 scores.add(value)
     return frozenset(scores)
 
