@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log2, prod
 
-from .kinds import MOVES, RESAMPLES, RESHAPES, RESIZES
+from .kinds import MOVES, RESAMPLES, RESIZES
 from .trace import Trace, Value, ancestors
 
 _SLACK = 2  # pixels by which an axis may be off: 106 px give maps of 4, where padding is missing some more are lost
@@ -42,12 +42,10 @@ class Geometry:
     Attributes:
         image_size: its spatial size, in pixels.
         batches: how many images there are at a time; what has another number is no map but its windows, say.
-        scores: tensors that hold a number for each pair of tokens: they have the shape of a map, but are none.
     """
 
     image_size: tuple[int, ...]
     batches: frozenset[int]
-    scores: frozenset[Value] = field(repr=False)
     _known: dict[Value, float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -63,7 +61,7 @@ class Geometry:
         # if the image is resized first, what the first convolution reads: detectors do that with lists of images.
         images = [] if _is_resized(first) else [v.shape for v in trace.inputs if len(v.shape) == len(first.shape)]
         image = max(images, key=lambda shape: prod(shape[2:]), default=first.shape)
-        return cls(tuple(image[2:]), frozenset((first.shape[0], image[0])), _attention_scores(trace))
+        return cls(tuple(image[2:]), frozenset((first.shape[0], image[0])))
 
     def map_of(self, value: Value) -> FeatureMap | None:
         """The feature map that a tensor is; None if it is none, or of a single pixel, or of one channel: a gate."""
@@ -76,7 +74,7 @@ class Geometry:
     def _layout(self, value: Value) -> tuple[int, tuple[int, ...]] | None:
         """The axis of the channels and the spatial size."""
         shape = value.shape
-        if len(shape) != len(self.image_size) + 2 or shape[0] not in self.batches or value in self.scores:
+        if len(shape) != len(self.image_size) + 2 or shape[0] not in self.batches:
             return None
         fitting = [
             (channel_dim, tuple(size))
@@ -135,20 +133,6 @@ class Geometry:
     def _halvings(self, size: tuple[int, ...], value: Value) -> int:
         """How often a map of this size must be halved to give the one that `value` is."""
         return round(_mean(map(log2, _ratios(size, self._size(value)))))
-
-
-def _attention_scores(trace: Trace) -> frozenset[Value]:
-    """The products of two batches of matrices, square and with an axis for the heads, and what is computed of them."""
-    scores: set[Value] = set()
-    for op in trace.ops:
-        for value in op.outputs:
-            if len(value.shape) < 4 or value.shape[-1] != value.shape[-2]:
-                continue
-            made_of = op.inputs[0].producer if op.kind in RESHAPES else None
-            is_product = made_of is not None and made_of.kind in ("baddbmm", "bmm")
-            if is_product or (op.inputs[0].shape[-2:] == value.shape[-2:] and scores.issuperset(op.inputs)):
-                scores.add(value)
-    return frozenset(scores)
 
 
 def _is_resized(value: Value) -> bool:

@@ -98,7 +98,7 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
             index,
             tuple(StageBlock(block.name) for block in by_level[level]),
             _reduction(by_level[level], level),
-            by_level[level][-1].map.channels,
+            _last(by_level[level]).map.channels,
             Counter(block.map.size for block in by_level[level]).most_common(1)[0][0],
         )
         for index, level in zip(_numbers(levels + cut_off), levels, strict=False)
@@ -138,6 +138,11 @@ def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block]) ->
             "What its code asks of the values of a tensor (item(), numpy(), if tensor:) has no answer there: leave it "
             "out in eval mode"
         ) from trace.error
+
+
+def _last(blocks: list[Block]) -> Block:
+    """The one that ends last: of a block and one nested in it the outer."""
+    return max(blocks, key=lambda block: block.output[1].producer.index if block.output[1].producer else 0)
 
 
 def _reduction(blocks: list[Block], level: int) -> int:
