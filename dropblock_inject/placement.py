@@ -9,12 +9,13 @@ from math import prod
 
 from torch import nn
 
-from .blocks import Block, Unit
+from .blocks import Block
 from .geometry import FeatureMap, Geometry
 from .kinds import MOVES, SAME_VALUES, SAVES_OUTPUT
 from .residuals import Residual, original
 from .sites import Argument, Point, Sight, Splice, Where
 from .trace import Call, Key, Op, Trace, Value
+from .units import Unit
 
 NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _SLOT = "drop_block"  # what timm calls the identity that waits for a DropBlock

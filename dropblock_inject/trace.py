@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .kinds import PADS, POOLS
-from .meta import ShapeCache, meta_copy, to_meta
+from .meta import meta_copy, to_meta
+from .shapes import ShapeCache
 
 SHARED_WRITE = "shared_write"  # the kind of the operation that carries a write to the other views of the same memory
 

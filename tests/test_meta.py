@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from dropblock_inject import find_stages
-from dropblock_inject.meta import ShapeCache, meta_copy
+from dropblock_inject.meta import meta_copy
+from dropblock_inject.shapes import ShapeCache
 
 
 def shapes(nested: object) -> list[tuple[int, ...]]:
