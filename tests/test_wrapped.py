@@ -185,3 +185,19 @@ def test_transformers_of_hugging_face_are_refused() -> None:
             net = kind(config)
         with pytest.raises(ValueError, match="no convolutional trunk"):
             find_stages(net)
+
+
+def test_checkpointing_of_timm_is_no_obstacle() -> None:
+    """With it on the same stages are found, and a step has the gradients of one without it, masks included."""
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        net = timm.create_model("resnet18", num_classes=5)
+        net.set_grad_checkpointing(checkpointing)
+        assert summary(net) == RESNET18
+        inject_dropblock(net, [3, 4], keep_prob=0.7, block_size=3)
+        torch.manual_seed(1)
+        net.train()(torch.randn(2, 3, 64, 64)).square().mean().backward()
+        gradients.append([parameter.grad for parameter in net.parameters()])
+    for without, with_it in zip(*gradients, strict=True):
+        torch.testing.assert_close(with_it, without)

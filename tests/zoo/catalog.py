@@ -107,19 +107,24 @@ class Model:
             return ({} if "ssd" in self.name else _DETECTORS_SIZE), None
         if self.family == "tv.optical_flow.raft":
             return {}, None
-        twin = self.build("meta").eval()
+        twin = self.build("meta")
         for size in (size for size in _SIZES if size <= max(self.input_size[1:])):
-            if runs_without_data(twin, self.arguments(1, size, "meta")):
+            if self._runs(twin, size):
                 return {}, size
             if self.library == "timm" and size >= 3 * reduction:
                 options = {"img_size": size}  # windows of a fixed size: those for smaller images are built so
                 try:
-                    smaller = self.build("meta", **options).eval()
+                    smaller = self.build("meta", **options)
                 except Exception:  # it has no such option, or does not come that small
                     continue
-                if runs_without_data(smaller, self.arguments(1, size, "meta")):
+                if self._runs(smaller, size):
                     return options, size
         return {}, None
+
+    def _runs(self, twin: nn.Module, size: int) -> bool:
+        """Whether it can be called with images of a size, and be trained on them."""
+        arguments = self.arguments(2, size, "meta")
+        return runs_without_data(twin.eval(), arguments) and runs_without_data(twin.train(), arguments)
 
 
 @contextmanager
