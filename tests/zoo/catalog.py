@@ -29,7 +29,7 @@ TRANSFORMERS = frozenset(
         *("tv.swin_transformer", "tv.video.mvit", "tv.video.swin_transformer", "tv.vision_transformer"),
     )
 )
-_SIZES = (64, 96, 128, 160, 224)  # for images that are cheap to compute on; some models take none of these
+_SIZES = (64, 96, 128, 160, 224, 299)  # for images that are cheap to compute on; some models take none of these
 _DETECTORS_SIZE = {"min_size": 96, "max_size": 128}
 
 
@@ -108,7 +108,7 @@ class Model:
         if self.family == "tv.optical_flow.raft":
             return {}, None
         twin = self.build("meta")
-        for size in (size for size in _SIZES if size <= max(self.input_size[1:])):
+        for size in _SIZES:
             if self._runs(twin, size):
                 return {}, size
             if self.library == "timm" and size >= 3 * reduction:
