@@ -101,7 +101,7 @@ class _Shortcut(nn.Module):
         return shortcut.transpose(1, 2).reshape(end.shape)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "noted": {}}
+        return {**self.__dict__, "noted": {}}
 
 
 def _thread() -> int:

@@ -19,7 +19,10 @@ def declared_input_size(model: nn.Module) -> tuple[int, ...] | None:
     """Channels and spatial size of the images a model is made for."""
     config = getattr(model, "pretrained_cfg", None)
     declared = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
-    return tuple(declared) if isinstance(declared, tuple | list) else None
+    if not isinstance(declared, tuple | list):
+        return None
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # which may have been asked otherwise
+    return (declared[0], *built_for) if isinstance(built_for, tuple | list) else tuple(declared)
 
 
 def levels_cut_off(model: nn.Module, lowest: int, block: str) -> list[int]:

@@ -30,7 +30,13 @@ TRANSFORMERS = frozenset(
     )
 )
 _SIZES = (64, 96, 128, 160, 224, 299)  # for images that are cheap to compute on; some models take none of these
-_DETECTORS_SIZE = {"min_size": 96, "max_size": 128}
+# Small images and few proposals for detectors, which have a size and a number of their own.
+_FEW_PIXELS = {"min_size": 96, "max_size": 128}
+_FEW_DETECTIONS = {"topk_candidates": 20, "detections_per_img": 5}
+_FEW_PROPOSALS = {
+    **{"rpn_pre_nms_top_n_train": 50, "rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_train": 20},
+    **{"rpn_post_nms_top_n_test": 20, "box_detections_per_img": 5, "box_batch_size_per_image": 16},
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,8 @@ class Model:
         One that is built for smaller images is planned with them, so that its maps must have some pixels.
         """
         if self.is_detector:
-            return ({} if "ssd" in self.name else _DETECTORS_SIZE), None
+            few = _FEW_PROPOSALS if "rcnn" in self.name else _FEW_DETECTIONS
+            return few if "ssd" in self.name else {**_FEW_PIXELS, **few}, None
         if self.family == "tv.optical_flow.raft":
             return {}, None
         twin = self.build("meta")
@@ -167,15 +174,46 @@ def all_models() -> list[Model]:
     ]
 
 
-def one_of_each_family() -> Iterator[Model]:
-    """A model of every family: a small one where we know it."""
-    seen = set()
-    known = [Model(*entry.split(":")) for entry in _SMALL]
-    available = set(all_models())
-    for model in [*(model for model in known if model in available), *all_models()]:
-        if model.family not in seen:
-            seen.add(model.family)
-            yield model
+def one_of_each_family() -> list[Model]:
+    """A model of every family: one that is quick to check where we know it."""
+    every = all_models()
+    known = [Model(library, name) for library, names in _QUICK.items() for name in names]
+    by_family: dict[str, Model] = {}
+    for model in [*(model for model in known if model in every), *every]:
+        by_family.setdefault(model.family, model)
+    return list(by_family.values())
 
 
-_SMALL: tuple[str, ...] = ()
+_QUICK = {
+    "timm": (
+        *("beit_base_patch16_224", "botnet26t_256", "cait_s24_384", "coat_lite_tiny", "convit_small"),
+        *("convmixer_1024_20_ks9_p14", "cpubone_b1_bfrobust", "crossvit_9_dagger_240", "csatv2", "cspnext_tiny"),
+        *("darknet17", "davit_tiny", "deepseek_vit_412m_enc", "deit_base_patch16_224", "densenetblur121d"),
+        *("dla46x_c", "dpn48b", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0"),
+        *("efficientvim_m1_dist", "efficientvit_b0", "efficientvit_m2", "ese_vovnet19b_slim"),
+        *("eva02_tiny_patch14_336", "fasternet_t0", "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny"),
+        *("gemma4_vit_167m", "ghostnetv2_100", "hardcorenas_a", "hgnetv2_b0", "hiera_tiny_224", "hrnet_w18_small"),
+        *("iformer_t", "inception_next_atto", "inception_resnet_v2", "inception_v3", "inception_v4"),
+        *("lcnetv2_small", "legacy_seresnet18", "legacy_xception", "levit_128s", "lowformer_e1"),
+        *("mobilenetv5_base", "mobilevitv2_050", "mvitv2_tiny", "naflexvit_base_patch16_par_gap", "nasnetalarge"),
+        *("nest_tiny_jx", "nextvit_small", "pit_ti_224", "pnasnet5large", "poolformerv2_s12", "pvt_v2_b1"),
+        *("qwen3_vit_88m_enc", "rdnet_tiny", "regnetx_002", "repghostnet_080", "repvit_m1", "res2net50_48w_2s"),
+        *("resmlp_12_224", "resnest14d", "resnetv2_18d", "rexnetr_100", "sam2_hiera_tiny", "samvit_base_patch16"),
+        *("selecsls42b", "sequencer2d_s", "shvit_s1", "skresnet18", "starnet_s050", "swiftformer_xs"),
+        *("swin_s3_tiny_224", "swinv2_cr_tiny_ns_224", "swinv2_tiny_window16_256", "test_byobnet", "test_coatnet"),
+        *("test_convnext3", "test_efficientnet", "test_mambaout", "test_nfnet", "test_resnet", "test_vit"),
+        *("tf_mobilenetv3_small_minimal_100", "tiny_vit_5m_224", "tnt_s_legacy_patch16_224", "tresnet_m"),
+        *("twins_pcpvt_small", "vgg13", "visformer_tiny", "vit_srelpos_small_patch16_224"),
+        *("vit_tiny_r_s16_p8_224", "vitamin_small_224", "volo_d1_224", "xception41p", "xcit_nano_12_p8_384"),
+    ),
+    "torchvision": (
+        *("alexnet", "convnext_tiny", "deeplabv3_mobilenet_v3_large", "densenet121", "efficientnet_b0"),
+        *("fasterrcnn_mobilenet_v3_large_fpn", "fcn_resnet50", "fcos_resnet50_fpn", "googlenet", "inception_v3"),
+        *("keypointrcnn_resnet50_fpn", "lraspp_mobilenet_v3_large", "maskrcnn_resnet50_fpn", "maxvit_t"),
+        *("mnasnet1_0", "mobilenet_v2", "mobilenet_v3_small", "mvit_v1_b", "quantized_googlenet"),
+        *("quantized_inception_v3", "quantized_mobilenet_v2", "quantized_mobilenet_v3_large"),
+        *("quantized_resnet18", "quantized_shufflenet_v2_x0_5", "r3d_18", "raft_small", "regnet_x_800mf"),
+        *("resnet18", "retinanet_resnet50_fpn", "s3d", "shufflenet_v2_x0_5", "squeezenet1_1", "ssd300_vgg16"),
+        *("ssdlite320_mobilenet_v3_large", "swin3d_t", "swin_t", "vgg11", "vit_b_32"),
+    ),
+}
