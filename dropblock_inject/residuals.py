@@ -81,8 +81,10 @@ def _within(call: Call, join: Op, skip: Value, branch: Value) -> Residual | None
     skip_ops, branch_ops = _producers(behind_skip - shared, call), _producers(behind_branch - shared, call)
     if not shared or not any(op.kind in NONLINEAR for op in branch_ops):
         return None
-    if any(_takes_some_channels(op) for op in skip_ops):
-        return None  # sums of slices (Res2Net), not a shortcut
+    if any(_takes_some_channels(op) for op in skip_ops) and any(
+        _takes_some_channels(op) and shared.issuperset(op.inputs) for op in branch_ops
+    ):
+        return None  # a sum of slices of the same tensor (Res2Net), not a shortcut
     weights = [op for op in skip_ops if op.kind in WEIGHTED]
     nonlinear = [op for op in skip_ops if op.kind in NONLINEAR]
     preactivated = len(nonlinear) == len(weights) == 1 and nonlinear[0].index < weights[0].index
