@@ -188,8 +188,8 @@ def _composites(
 ) -> tuple[list[Block], list[Unit]]:
     """Blocks made of the units under one module, and the units that are left single.
 
-    That module is the innermost with several units; a sequence only if none of the modules around it, but for
-    sequences, is one, or if it is an entry of a sequence of blocks, and so a stage of its own.
+    That module is the innermost with several units that is no container; or a sequence that is an entry of a row of
+    blocks, and so a stage of its own.
     """
     root = trace.calls[0]
     under: dict[Call, list[Unit]] = {}

@@ -224,7 +224,7 @@ class Placement:
             end = end.producer.inputs[0]
 
     def _seen_before(self, residual: Residual, host: Call, key: Key) -> _Reached | None:
-        """The host, the end of a branch, and the last module before it that sees the shortcut."""
+        """The host, the end of a branch, and a place before it that sees the shortcut: as a map, or else as tokens."""
         scope, shortcut = residual.call, original(residual.skip, residual.call)
         as_tokens = _as_tokens(shortcut)
         sights: list[tuple[Call, Key, bool, bool]]

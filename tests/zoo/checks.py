@@ -33,7 +33,6 @@ _OUT_OF_REACH = frozenset(("dpn",))
 _NOT_TRUNK = re.compile(
     r"(^|\.)(head|classifier|fc|aux\w*|fpn|rpn|roi_heads|decoder|anchor_generator|conv_head|se|fse)(\.|$)"
 )
-
 # Nor has a site a host with such a name in it: the whole of a squeeze-excite may end a branch, its inside does not.
 _INNER = re.compile(r"(^|\.)(se|fse|conv_fse|attn_pool|head|classifier|fpn|decoder|aux\w*)\.")
 
@@ -274,30 +273,22 @@ def _around(site: Site) -> list[str]:
 def _check_first_masked_sum(
     site: Site, plain: list[tuple[Tensor, Tensor]], masked: list[tuple[Tensor, Tensor]]
 ) -> None:
-    at_end = site.splice.point == "end"
-    for (left, right), changed in zip(plain, masked, strict=False):
+    for index, (left, right) in enumerate(plain):
+        changed = masked[index]
         if torch.equal(left, changed[0]) and torch.equal(right, changed[1]):
             continue
+        at_end = site.splice.point == "end"
         if at_end:  # this sum is ours: it puts into the branch what the mask changes in the shortcut
-            masked = [sums for sums in masked if sums is not changed]
-            at_end = False
-            changed = masked[next(i for i, pair in enumerate(plain) if pair[0] is left)]
-            same = [torch.equal(left, changed[0]), torch.equal(right, changed[1])]
-            assert same in ([True, False], [False, True]), f"{site.name}: neither operand is the shortcut"
+            changed = masked[index + 1]
+        same = torch.equal(left, changed[0]), torch.equal(right, changed[1])
+        assert sum(same) == 1, f"{site.name}: the mask is not on the shortcut alone"
+        if at_end:
             skip, branch = (left, right) if same[0] else (right, left)
-            torch.testing.assert_close(
-                changed[0] + changed[1], branch + _mask(skip, site.channel_dim), rtol=1e-4, atol=1e-4
-            )
-            return
-        same = [torch.equal(left, changed[0]), torch.equal(right, changed[1])]
-        assert same in ([True, False], [False, True]), f"{site.name}: the branch sees the mask of the shortcut"
-        skip, seen = (right, changed[1]) if same[0] else (left, changed[0])
-        if site.splice.point != "before" or skip.shape[site.channel_dim] == site.channels:
-            assert not torch.equal(skip, seen)
-        if torch.equal(seen, _mask(skip, site.channel_dim)):
-            return
-        # A shortcut may yet be scaled, pooled or padded after its mask.
-        assert (seen == 0).sum() > (skip == 0).sum() or not torch.equal(skip, seen), site
+            expected = branch + _mask(skip, site.channel_dim)
+            torch.testing.assert_close(changed[0] + changed[1], expected, rtol=1e-4, atol=1e-4)
+        else:
+            skip, seen = (right, changed[1]) if same[0] else (left, changed[0])
+            assert torch.equal(seen, _mask(skip, site.channel_dim)), f"{site.name}: another mask than was asked for"
         return
     raise AssertionError(f"{site.name} changes no sum of its block")
 
