@@ -7,6 +7,7 @@ from typing import Literal
 
 Where = Literal["branch", "skip", "output"]
 Point = Literal["after", "before", "beside", "slot", "end"]
+Channels = tuple[int, int]  # the channels from the first number up to, but not including, the second
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,18 @@ class Sight:
         key: which argument it is, or which entry of a tuple output (None: the output itself).
         output: whether it is an output.
         tokens: whether it is seen as tokens (N, H * W, C) of the feature map (N, C, H, W).
+        channels: which channels of what is seen are the shortcut; None: all.
         calls: which call of the host after that is the end of the branch: 1 for the next.
+        end_channels: which channels of that are the end of the branch; None: all.
     """
 
     module: str
     key: int | str | None
     output: bool
     tokens: bool
+    channels: Channels | None
     calls: int
+    end_channels: Channels | None
 
 
 @dataclass(frozen=True)

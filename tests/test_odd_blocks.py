@@ -328,6 +328,70 @@ class UsesDropPathTwice(ReadsItself):
         return self.drop_path(self.second(torch.cat((x, self.drop_path(self.first(x))), 1)))
 
 
+class DualPath(Block):
+    """Adds some of the channels, hands on others as they are, and appends new ones (as DPN does)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = unit(activation=nn.Identity())
+        self.narrow = nn.Conv2d(WIDTH, 6, 1)
+
+    sites = ("branch", "branch", "branch", "skip")
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out = self.narrow(super().branch(x))
+        return x[:, :4], x[:, 4:6], out[:, :4], out[:, 4:]
+
+    def branch(self, x: Tensor) -> Tensor:
+        _, dense, added, appended = self.parts(x)
+        return torch.cat((added, dense, appended), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut, dense, added, appended = self.parts(x)
+        return torch.cat((shortcut + added, dense, appended), 1)
+
+
+class DualPathBySplit(DualPath):
+    """Of which neither the channels that are added nor those they are added to come first."""
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        _, dense, shortcut = x.split((2, 2, 4), 1)
+        appended, added = self.narrow(Block.branch(self, x)).split((2, 4), 1)
+        return shortcut, dense, added, appended
+
+
+class DualPathFromTheEnd(DualPath):
+    """Slices that count from the end."""
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out = self.narrow(Block.branch(self, x))
+        return x.narrow(1, 3, 4), x[:, -1:].expand(-1, 2, -1, -1), out[:, -4:], out[:, :-4]
+
+
+class DualPathChannelsLast(DualPath):
+    """The same with the channels at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first = nn.LayerNorm(WIDTH), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.second, self.narrow = nn.GELU(), nn.Linear(WIDTH, 6)
+
+    sites = ("branch", "branch", "skip")
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = x.permute(0, 2, 3, 1)
+        out = self.narrow(self.second(self.first(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+        return x[..., 1:5], x[..., 4:6], out[..., :4], out[..., 4:]
+
+    def branch(self, x: Tensor) -> Tensor:
+        _, dense, added, appended = self.parts(x)
+        return torch.cat((added, dense, appended), -1).permute(0, 3, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut, dense, added, appended = self.parts(x)
+        return torch.cat((shortcut + added, dense, appended), -1).permute(0, 3, 1, 2)
+
+
 class Tokens(nn.Module):
     """Flattens its input and goes on with tokens, twice: nobody is given the second shortcut as a map."""
 
@@ -434,6 +498,10 @@ BLOCKS = (
     GivesAProjection,
     ReadsItself,
     UsesDropPathTwice,
+    DualPath,
+    DualPathBySplit,
+    DualPathFromTheEnd,
+    DualPathChannelsLast,
     ThreeOperands,
     ActivationThenNorm,
     CalledTwice,
@@ -452,7 +520,8 @@ def test_sites(block: type[nn.Module]) -> None:
         kinds = sorted(site.where for site in plan if site.block.split(".")[0] == index)
         assert kinds == sorted((*block.sites, "output"))
     assert {site.map_size for site in plan} == {(8, 8)}
-    assert {site.channels for site in plan} <= {WIDTH, 3 * WIDTH}
+    widths = {4, 6, WIDTH} if issubclass(block, DualPath) else {WIDTH, 3 * WIDTH}
+    assert {site.channels for site in plan} <= widths
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -505,6 +574,17 @@ def test_a_block_at_rest_reads_what_the_one_before_put_out(block: type[nn.Module
     expected = net[2](between.clone())
     torch.manual_seed(1)
     torch.testing.assert_close(net[2](net[1](x.clone())), expected)
+
+
+def test_channels_that_others_read_as_well_are_no_end_of_a_branch() -> None:
+    class Overlapping(DualPath):
+        def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            out = self.narrow(Block.branch(self, x))
+            return x[:, :4], x[:, 4:6], out[:, :4], out[:, 3:5]
+
+    plan = plan_dropblock(network(Overlapping), 1, example_input=IMAGE)
+    assert {site.where for site in plan} == {"branch"}
+    assert "No module gives a hold on the shortcut of 1, 2: no skip site there" in str(plan)
 
 
 def test_a_shortcut_out_of_reach_is_left_alone_and_said() -> None:
