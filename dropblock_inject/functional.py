@@ -1,21 +1,20 @@
-"""drop_block: sample seeds, grow them to blocks, zero the blocks, rescale what is kept."""
+"""drop_block: what is asked for, checked and put to the operator."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import calibration
 from .errors import DropBlockTypeError, DropBlockValueError
+from .operator import drop
+from .spec import Rescale
 
 BlockSize = int | float | Sequence[int]
-Rescale = Literal["batch", "sample", "expected"] | None
 
 _RESCALES = ("batch", "sample", "expected", None)
 
@@ -60,7 +59,7 @@ def drop_block(
     Raises:
         DropBlockTypeError: `input` is not a floating point tensor, or an argument has a wrong type.
         DropBlockValueError: an argument is out of range, the rank of `input` is not 3, 4 or 5, or
-            ``inplace=True`` on a tensor that autograd needs.
+            ``inplace=True`` on a tensor that autograd needs or that is expanded.
 
     >>> _ = torch.manual_seed(0)
     >>> x = torch.ones(64, 16, 14, 14)
@@ -87,27 +86,11 @@ def drop_block(
             f"{tuple(input.shape)} has {len(spatial)} spatial axes; give one entry per spatial axis, or one int"
         )
     if inplace:
-        _refuse_inplace_if_needed_by_autograd(input)
+        _refuse_inplace_where_it_cannot_be(input)
 
     block = calibration.block_size_in_force(block_size, map_size)
-    seed_shape = list(input.shape)
-    for axis, map_length, block_length in zip(spatial, map_size, block, strict=True):
-        seed_shape[axis] = map_length - block_length + 1
-    if not per_channel:
-        seed_shape[channel_dim] = 1
-    noise = _noise(seed_shape, input.device, generator)
-    dropped = _grow(noise < _gamma(keep_prob, map_size, block, calibrated), spatial, block)
-
-    output = (input if inplace else input.clone()).masked_fill_(dropped, 0)
-    if rescale is None:
-        return output
-    # Counted in integers and scaled in fp32 at least: in half precision both the count and the scale would be wrong.
-    precise = torch.promote_types(input.dtype, torch.float32)
-    scale = _scale(dropped, rescale, keep_prob, precise)
-    if precise == input.dtype:
-        return output.mul_(scale)
-    scaled = (output.to(precise) * scale).to(input.dtype)
-    return output.copy_(scaled) if inplace else scaled
+    seed = _random_seed(input.device, generator)
+    return drop(input, seed, keep_prob, inplace, block, per_channel, rescale, calibrated, channel_dim)
 
 
 def check_arguments(keep_prob: float, block_size: BlockSize, rescale: Rescale) -> None:
@@ -158,64 +141,23 @@ def _spatial_axes(input: Tensor, channel_dim: int) -> tuple[int, ...]:
     return tuple(axis for axis in range(1, input.dim()) if axis != channel)
 
 
-def _noise(shape: Sequence[int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+def _random_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
     if generator is None:  # naming none would fix the shapes of a compiled graph
-        return torch.rand(shape, device=device, dtype=torch.float32)
-    return torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
+        return torch.randint(-(2**63), 2**63 - 1, (), device=device)
+    return torch.randint(-(2**63), 2**63 - 1, (), generator=generator, device=device)
 
 
-def _refuse_inplace_if_needed_by_autograd(input: Tensor) -> None:
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and input.requires_grad):
+def _refuse_inplace_where_it_cannot_be(input: Tensor) -> None:
+    if torch.compiler.is_compiling():
         return
-    if input.is_leaf:
+    if any(size > 1 and stride == 0 for size, stride in zip(input.shape, input.stride(), strict=True)):
+        reason = "several of its elements are one in memory, as expand() makes them"
+    elif not (torch.is_grad_enabled() and input.requires_grad):
+        return
+    elif input.is_leaf:
         reason = "it is a leaf that requires grad"
     elif hasattr(input.grad_fn, "_saved_result"):  # ReLU, sigmoid, …: their backward reads their output
         reason = f"it is the output of {type(input.grad_fn).__name__}, which needs it for the backward pass"
     else:
         return
     raise DropBlockValueError(f"inplace=True cannot overwrite this input: {reason}; use inplace=False")
-
-
-def _grow(seeds: Tensor, axes: Sequence[int], block: Sequence[int]) -> Tensor:
-    """Bool mask in which every seed has become a block that starts at it: an OR over windows, axis by axis."""
-    for axis, size in zip(axes, block, strict=True):
-        padding = [0, 0] * (seeds.dim() - axis - 1) + [size - 1, size - 1]
-        seeds = F.pad(seeds, padding) if size > 1 else seeds
-        window = 1
-        while window < size:  # doubling: the window of 7 takes 3 steps
-            shift = min(window, size - window)
-            length = seeds.shape[axis] - shift
-            seeds = seeds.narrow(axis, 0, length) | seeds.narrow(axis, shift, length)
-            window += shift
-    return seeds
-
-
-def _scale(dropped: Tensor, rescale: Rescale, keep_prob: float, dtype: torch.dtype) -> Tensor | float:
-    if rescale == "expected":
-        return 1 / keep_prob
-    if rescale == "batch":
-        total, lost = dropped.numel(), dropped.sum()
-    else:
-        axes = tuple(range(1, dropped.dim()))
-        total, lost = prod(dropped.shape[1:]), dropped.sum(axes, keepdim=True)
-    return total / (total - lost).clamp(min=1).to(dtype)
-
-
-def _gamma(keep_prob: float, map_size: tuple[int, ...], block: tuple[int, ...], calibrated: bool) -> float | Tensor:
-    if not torch.compiler.is_compiling():
-        return calibration.gamma(float(keep_prob), map_size, block, calibrated)
-    # A tensor times a float is the one use of a float that stays data in the graph: with keep_prob as a constant
-    # every step of a schedule would compile anew.
-    kept = torch.ones((), dtype=torch.float64) * keep_prob
-    return _gamma_op(kept, map_size, block, calibrated)
-
-
-@torch.library.custom_op("dropblock_inject::gamma", mutates_args=())
-def _gamma_op(keep_prob: Tensor, map_size: Sequence[int], block_size: Sequence[int], calibrated: bool) -> Tensor:
-    solved = calibration.gamma(keep_prob.item(), tuple(map_size), tuple(block_size), calibrated)
-    return torch.tensor(solved, dtype=torch.float64)
-
-
-@_gamma_op.register_fake
-def _(keep_prob: Tensor, map_size: Sequence[int], block_size: Sequence[int], calibrated: bool) -> Tensor:
-    return torch.empty((), dtype=torch.float64)

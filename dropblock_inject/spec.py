@@ -1,0 +1,96 @@
+"""What a mask is, but for its random numbers: the description that every way of drawing one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .calibration import gamma
+
+Rescale = Literal["batch", "sample", "expected"] | None
+
+
+@dataclass(frozen=True)
+class MaskSpec:
+    """The masks of one tensor: blocks of one size, whose seeds are drawn independently with one probability.
+
+    Attributes:
+        shape: of the tensor, in pixels along the spatial axes.
+        channel: axis of the channels.
+        block: size of a block per spatial axis, in pixels, none larger than the map.
+        keep_prob: share of the map to keep, in (0, 1).
+        probability: that a position is the seed of a block: gamma.
+        per_channel: whether each channel has seeds of its own.
+        rescale: how the expectation is kept, see :func:`dropblock_inject.drop_block`.
+        precision: dtype of the scale: fp32 at least.
+    """
+
+    shape: tuple[int, ...]
+    channel: int
+    block: tuple[int, ...]
+    keep_prob: float
+    probability: float
+    per_channel: bool
+    rescale: Rescale
+    precision: torch.dtype
+
+    @classmethod
+    def of(
+        cls,
+        input: Tensor,
+        channel_dim: int,
+        block: Sequence[int],
+        keep_prob: float,
+        calibrated: bool,
+        per_channel: bool,
+        rescale: Rescale,
+    ) -> MaskSpec:
+        channel = channel_dim % input.dim()
+        map_size = tuple(size for axis, size in enumerate(input.shape) if axis not in (0, channel))
+        probability = gamma(keep_prob, map_size, tuple(block), calibrated)
+        precision = torch.promote_types(input.dtype, torch.float32)
+        return cls(tuple(input.shape), channel, tuple(block), keep_prob, probability, per_channel, rescale, precision)
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """The spatial axes."""
+        return tuple(axis for axis in range(1, len(self.shape)) if axis != self.channel)
+
+    @property
+    def map_size(self) -> tuple[int, ...]:
+        return tuple(self.shape[axis] for axis in self.spatial)
+
+    @property
+    def valid(self) -> tuple[int, ...]:
+        """Along each spatial axis, how many positions a block can start at without being cut off."""
+        return tuple(size - block + 1 for size, block in zip(self.map_size, self.block, strict=True))
+
+    @property
+    def masks_per_sample(self) -> int:
+        return self.shape[self.channel] if self.per_channel else 1
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """One scale for all, or one for each sample."""
+        return (self.shape[0], *(1 for _ in self.shape[1:])) if self.rescale == "sample" else ()
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the masks of one sample."""
+        return self.masks_per_sample * prod(self.map_size)
+
+
+def rescale(input: Tensor, scale: Tensor, output: Tensor) -> None:
+    """Writes ``input * scale`` to `output`, which may be the input: in one pass, in fp32 at least."""
+    if scale.dim() == 0 and scale.device.type == "cpu":  # a number to torch: the fastest way
+        if scale != 1:
+            torch.mul(input, scale.item(), out=output)
+        elif output is not input:
+            output.copy_(input)
+    else:
+        torch.mul(input, scale, out=output)
