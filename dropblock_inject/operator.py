@@ -90,7 +90,7 @@ def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, *options:
     """
     # A tensor times a float is the one use of a float that stays data in a compiled graph: with keep_prob as a constant
     # every step of a schedule would compile anew.
-    kept = torch.ones((), dtype=torch.float64) * keep_prob
+    kept = torch.ones((), dtype=torch.float64, device="cpu") * keep_prob
     if not torch.compiler.is_compiling():
         return _EagerDrop.apply(input, seed, kept, None, inplace, *options)[0]
     output, _ = _Drop.apply(input, seed, kept, None, False, *options)

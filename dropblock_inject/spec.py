@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Literal
 
@@ -56,30 +57,30 @@ class MaskSpec:
         precision = torch.promote_types(input.dtype, torch.float32)
         return cls(tuple(input.shape), channel, tuple(block), keep_prob, probability, per_channel, rescale, precision)
 
-    @property
+    @cached_property
     def spatial(self) -> tuple[int, ...]:
         """The spatial axes."""
         return tuple(axis for axis in range(1, len(self.shape)) if axis != self.channel)
 
-    @property
+    @cached_property
     def map_size(self) -> tuple[int, ...]:
         return tuple(self.shape[axis] for axis in self.spatial)
 
-    @property
+    @cached_property
     def valid(self) -> tuple[int, ...]:
         """Along each spatial axis, how many positions a block can start at without being cut off."""
         return tuple(size - block + 1 for size, block in zip(self.map_size, self.block, strict=True))
 
-    @property
+    @cached_property
     def masks_per_sample(self) -> int:
         return self.shape[self.channel] if self.per_channel else 1
 
-    @property
+    @cached_property
     def scale_shape(self) -> tuple[int, ...]:
         """One scale for all, or one for each sample."""
         return (self.shape[0], *(1 for _ in self.shape[1:])) if self.rescale == "sample" else ()
 
-    @property
+    @cached_property
     def pixels(self) -> int:
         """Pixels of the masks of one sample."""
         return self.masks_per_sample * prod(self.map_size)

@@ -6,6 +6,7 @@ import itertools
 import math
 import pickle
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -243,7 +244,7 @@ def test_large_tensors_of_half_precision_are_right(dtype):
 # --- what is left alone ----------------------------------------------------------------------------------------------
 
 LAYOUTS = {
-    "1-d": lambda: torch.randn(4, 6, 9),
+    "1-d": lambda: torch.randn(40, 6, 9),
     "contiguous": lambda: torch.randn(4, 6, 9, 8),
     "contiguous_3d": lambda: torch.randn(4, 6, 5, 9, 8),
     "channels_last": lambda: torch.randn(4, 6, 9, 8).to(memory_format=torch.channels_last),
@@ -614,19 +615,72 @@ def test_the_function_is_one_node_of_an_fx_graph():
     assert not torch.equal(traced(x), traced(x))
 
 
-@pytest.mark.parametrize("start", [1.0, 0.97])
+@pytest.mark.filterwarnings("ignore")  # of inductor's own start-up
 @pytest.mark.parametrize("options", [{}, {"per_channel": False, "rescale": "sample"}], ids=str)
-def test_compile_needs_at_most_two_graphs_for_a_whole_schedule(options, start):
+@pytest.mark.parametrize(("backend", "start"), [("aot_eager", 1.0), ("aot_eager", 0.97), ("inductor", 1.0)])
+def test_a_thousand_scheduled_steps_need_at_most_two_graphs(backend, start, options):
+    if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("inductor compiles with a C++ compiler")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = small_net(**options)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     x = torch.randn(4, 3, 14, 14)
-    for step in range(12):
+    for step in range(1000):
         for layer in (model[1], model[3]):
-            layer.keep_prob = start - step * (start - layer.target_keep_prob) / 11
+            layer.keep_prob = start - step * (start - layer.target_keep_prob) / 999
         compiled(x).sum().backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize("rescale", RESCALES)
+def test_a_compiled_graph_saves_the_seed_and_not_the_mask(rescale):
+    torch._dynamo.reset()
+    compiled = torch.compile(DropBlock(0.9, 3, rescale=rescale), backend="aot_eager", fullgraph=True)
+    x = torch.randn(8, 64, 28, 28, requires_grad=True)
+    assert saved_bytes(compiled, x) <= 8 + 8 + 4 * 8
+    (gradient,) = torch.autograd.grad(compiled(x).sum(), x)
+    assert (gradient == 0).any()
+
+
+def test_a_compiled_layer_overwrites_its_input_if_asked():
+    torch._dynamo.reset()
+    compiled = torch.compile(DropBlock(0.5, 3, inplace=True), backend="aot_eager", fullgraph=True)
+    x = torch.ones(2, 4, 8, 8)
+    output = compiled(x)
+    assert torch.equal(output, x)
+    assert (x == 0).any()
+
+
+def test_a_default_device_of_the_user_is_not_that_of_the_mask():
+    with torch.device("meta"):
+        output = drop_block(torch.ones(4, 8, 14, 14, device="cpu", requires_grad=True), 0.9, 7, rescale="sample")
+        output.sum().backward()
+    assert (output == 0).any()
+    assert output.device.type == "cpu"
+
+
+def test_the_operation_is_what_torch_demands_of_one():
+    for operation in (torch.ops.dropblock_inject.drop.default, torch.ops.dropblock_inject.drop_.default):
+        for rescale in RESCALES:
+            kept = torch.tensor(0.6, dtype=torch.float64)
+            arguments = (torch.randn(2, 3, 8, 8), torch.tensor(5), kept, None, [3, 3], True, rescale, True, 1)
+            torch.library.opcheck(operation, arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # which forward mode uses itself
+def test_forward_mode_and_nested_derivatives():
+    def call(x, inplace=False):
+        return drop_block(x * 1, 0.6, 3, generator=seeded(), inplace=inplace)
+
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for inplace in (False, True):
+        assert torch.autograd.gradcheck(
+            lambda x, inplace=inplace: call(x, inplace), (x.clone().requires_grad_(),), check_forward_ad=True
+        )
+    cubes = torch.func.jvp(torch.func.grad(lambda x: call(x).pow(3).sum()), (x,), (x,))[1]
+    torch.testing.assert_close(cubes, 6 * call(torch.ones_like(x)) ** 3 * x * x)
 
 
 def test_a_compiled_layer_keeps_the_share_asked_for_at_every_value():
