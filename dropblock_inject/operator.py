@@ -6,6 +6,7 @@ with the same mask drawn anew.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import dense, sparse
-from .spec import MaskSpec, Rescale
+from .spec import Rescale, mask_spec
 
 _LIBRARY = torch.library.Library("dropblock_inject", "DEF")
 _ARGUMENTS = (
@@ -48,7 +49,8 @@ def _write(
     calibrated: bool,
     channel_dim: int,
 ) -> Tensor:
-    spec = MaskSpec.of(input, channel_dim, block_size, keep_prob.item(), calibrated, per_channel, rescale)
+    shape, block, kept = tuple(input.shape), tuple(block_size), keep_prob.item()
+    spec = mask_spec(shape, input.dtype, channel_dim, block, kept, calibrated, per_channel, rescale)
     used = _backend(input.device).drop(input, output, seed, scale, spec)
     return used if scale is None else used.clone()  # an output of an operation must not be an input of it
 
@@ -123,6 +125,10 @@ class _Drop(torch.autograd.Function):
         function = _Drop if torch.compiler.is_compiling() else _EagerDrop
         passed_on, _ = function.apply(gradient, *ctx.saved_tensors, False, *ctx.options)
         return passed_on, *(None for _ in range(9))
+
+
+# Autograd looks at the signature whenever it calls forward; working it out anew takes longer than small masks do.
+_Drop.forward.__signature__ = inspect.signature(_Drop.forward)  # type: ignore[attr-defined]
 
 
 class _EagerDrop(_Drop):

@@ -117,18 +117,21 @@ def _scale(maps: Tensor, within: Tensor | None, spec: MaskSpec) -> Tensor:
 
 def _overlapping(maps: Tensor, within: Tensor | None, spec: MaskSpec) -> tuple[Tensor, Tensor]:
     """The seeds whose blocks may overlap, as indices, and what those blocks cover, as flat maps one after the other."""
+    nothing = torch.zeros(0, dtype=torch.int64, device="cpu")
+    if within is None or prod(spec.block) == 1:
+        return nothing, nothing.to(torch.bool)
     shared = maps[1:] == maps[:-1]
     in_crowd = torch.zeros(len(maps), dtype=torch.bool, device="cpu")
-    if within is not None and prod(spec.block) > 1:  # else blocks cannot overlap
-        in_crowd[1:] = shared
-        in_crowd[:-1] |= shared
+    in_crowd[1:] = shared
+    in_crowd[:-1] |= shared
     crowded, size = in_crowd.nonzero().squeeze(1), prod(spec.map_size)
+    if len(crowded) == 0:
+        return nothing, nothing.to(torch.bool)
     rows = _is_first(maps[crowded]).cumsum(0).sub_(1)
-    covered = torch.zeros((int(rows[-1]) + 1) * size if len(rows) else 0, dtype=torch.bool, device="cpu")
-    if within is not None and len(rows):
-        along = tuple(prod(spec.map_size[axis + 1 :]) for axis in range(len(spec.map_size)))
-        starts = rows.mul_(size).add_(_offsets(spec.valid, along)[within[crowded]])
-        _windows(covered, len(covered) - 1, spec.block, along).index_fill_(0, starts, True)
+    covered = torch.zeros((int(rows[-1]) + 1) * size, dtype=torch.bool, device="cpu")
+    along = tuple(prod(spec.map_size[axis + 1 :]) for axis in range(len(spec.map_size)))
+    starts = rows.mul_(size).add_(_offsets(spec.valid, along)[within[crowded]])
+    _windows(covered, len(covered) - 1, spec.block, along).index_fill_(0, starts, True)
     return crowded, covered
 
 

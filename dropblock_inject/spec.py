@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Literal
 
@@ -40,23 +39,6 @@ class MaskSpec:
     rescale: Rescale
     precision: torch.dtype
 
-    @classmethod
-    def of(
-        cls,
-        input: Tensor,
-        channel_dim: int,
-        block: Sequence[int],
-        keep_prob: float,
-        calibrated: bool,
-        per_channel: bool,
-        rescale: Rescale,
-    ) -> MaskSpec:
-        channel = channel_dim % input.dim()
-        map_size = tuple(size for axis, size in enumerate(input.shape) if axis not in (0, channel))
-        probability = gamma(keep_prob, map_size, tuple(block), calibrated)
-        precision = torch.promote_types(input.dtype, torch.float32)
-        return cls(tuple(input.shape), channel, tuple(block), keep_prob, probability, per_channel, rescale, precision)
-
     @cached_property
     def spatial(self) -> tuple[int, ...]:
         """The spatial axes."""
@@ -84,6 +66,25 @@ class MaskSpec:
     def pixels(self) -> int:
         """Pixels of the masks of one sample."""
         return self.masks_per_sample * prod(self.map_size)
+
+
+@lru_cache(maxsize=1024)
+def mask_spec(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    channel_dim: int,
+    block: tuple[int, ...],
+    keep_prob: float,
+    calibrated: bool,
+    per_channel: bool,
+    rescale: Rescale,
+) -> MaskSpec:
+    """The masks for a tensor of this shape and dtype; the other arguments are those of the operator."""
+    channel = channel_dim % len(shape)
+    map_size = tuple(size for axis, size in enumerate(shape) if axis not in (0, channel))
+    probability = gamma(keep_prob, map_size, block, calibrated)
+    precision = torch.promote_types(dtype, torch.float32)
+    return MaskSpec(shape, channel, block, keep_prob, probability, per_channel, rescale, precision)
 
 
 def rescale(input: Tensor, scale: Tensor, output: Tensor) -> None:

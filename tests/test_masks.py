@@ -16,7 +16,7 @@ import torch
 
 from dropblock_inject import dense, sparse
 from dropblock_inject.calibration import gamma
-from dropblock_inject.spec import MaskSpec
+from dropblock_inject.spec import mask_spec
 
 BACKENDS = ["dense", "sparse", "kernels"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,7 +39,7 @@ def drop(backend, input, keep_prob, block, *, seed=0, channel_dim=1, per_channel
     """Of a tensor on the CPU; the kernels work on a copy on the GPU if there is one."""
     device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
     given = input.to(device)
-    spec = MaskSpec.of(given, channel_dim, block, keep_prob, True, per_channel, rescale)
+    spec = mask_spec(tuple(given.shape), given.dtype, channel_dim, block, keep_prob, True, per_channel, rescale)
     output = given if inplace else torch.empty_like(given)
     large = {}
     if backend.__name__.endswith("kernels") and device == "cpu":  # few large programs are fast to interpret
@@ -242,7 +242,7 @@ def test_the_result_is_mask_times_scale_rounded_once(backend, per_channel, resca
 def test_a_scale_that_is_known_is_used_as_it_is(backend):
     device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
     x = torch.ones(2, 3, 8, 8, device=device)
-    spec = MaskSpec.of(x, 1, (3, 3), 0.7, True, True, "batch")
+    spec = mask_spec((2, 3, 8, 8), x.dtype, 1, (3, 3), 0.7, True, True, "batch")
     output = torch.empty_like(x)
     backend.drop(x, output, torch.tensor(0, device=device), torch.tensor(3.0, device=device), spec)
     assert set(output.unique().tolist()) == {0.0, 3.0}

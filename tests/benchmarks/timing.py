@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable
 from statistics import median
@@ -9,20 +10,21 @@ from statistics import median
 import torch
 
 
-def interleaved(candidates: dict[str, Callable[[], object]], seconds: float, rounds: int = 1000) -> dict[str, float]:
-    """Median seconds of each candidate, run in turn for about so long, or for so many rounds if that is less.
+def interleaved(candidates: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Median seconds of each candidate, run in turn for about so long, at least five times each.
 
-    The first round is for warming up, and five more rounds are run in any case.
+    The order is another one in each round: what a candidate leaves behind in caches and in the allocator's heap makes
+    the next one faster or slower.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
+    order, shuffle = list(candidates), random.Random(0).shuffle
     for run in candidates.values():
-        timed(run)
+        timed(run)  # a first time, for warming up
     started = time.perf_counter()
-    while len(times[next(iter(times))]) < 5 or (
-        time.perf_counter() - started < seconds and len(times[next(iter(times))]) < rounds
-    ):
-        for name, run in candidates.items():
-            times[name].append(timed(run))
+    while time.perf_counter() - started < seconds or len(times[order[0]]) < 5:
+        shuffle(order)
+        for name in order:
+            times[name].append(timed(candidates[name]))
     return {name: median(of_one) for name, of_one in times.items()}
 
 
