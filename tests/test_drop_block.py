@@ -397,12 +397,23 @@ def saved_bytes(call, x):
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("block_size", [1, 3, 7])
+@pytest.mark.parametrize("block_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rescale", RESCALES)
-def test_all_that_is_saved_for_backward_is_seed_keep_prob_and_scale(rescale, block_size, per_channel):
-    x = torch.randn(8, 64, 28, 28, requires_grad=True)
+def test_little_is_saved_for_backward(rescale, dtype, block_size, per_channel):
+    """Where the blocks are, if they are few: at most a 32nd of the tensor. Else seed, keep_prob and scale."""
+    x = torch.randn(8, 64, 28, 28, requires_grad=True, dtype=dtype)
     saved = saved_bytes(lambda x: drop_block(x, 0.9, block_size, rescale=rescale, per_channel=per_channel), x)
-    assert saved == 8 + 8 + 4 * (8 if rescale == "sample" else 1)
+    assert saved <= x.nbytes / 32 + 8 + 8 + 4 * (8 if rescale == "sample" else 1)
+
+
+def test_the_gradient_has_the_same_mask_whatever_its_layout():
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for upstream_layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.ones(4, 8, 14, 14).to(memory_format=layout).requires_grad_()
+            output = drop_block(x, 0.9, 7)
+            output.backward(torch.ones(4, 8, 14, 14).to(memory_format=upstream_layout))
+            assert torch.equal(x.grad, output)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
@@ -665,7 +676,8 @@ def test_the_operation_is_what_torch_demands_of_one():
     for operation in (torch.ops.dropblock_inject.drop.default, torch.ops.dropblock_inject.drop_.default):
         for rescale in RESCALES:
             kept = torch.tensor(0.6, dtype=torch.float64)
-            arguments = (torch.randn(2, 3, 8, 8), torch.tensor(5), kept, None, [3, 3], True, rescale, True, 1)
+            known = torch.tensor(5), kept, None, None, False
+            arguments = (torch.randn(2, 3, 8, 8), *known, [3, 3], True, rescale, True, 1)
             torch.library.opcheck(operation, arguments)
 
 

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections import Counter
 from contextlib import nullcontext
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -22,11 +23,21 @@ BACKENDS = ["dense", "sparse", "kernels"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def drop_by_blocks(input, output, seed, scale, spec):
+    blocks, work_out_scale = sparse.find_blocks(output.stride(), seed, spec)
+    scale = work_out_scale() if scale is None else scale
+    sparse.mask(input, output, blocks, scale, spec)
+    return scale
+
+
+WAYS = {"dense": dense, "sparse": SimpleNamespace(drop=drop_by_blocks, __name__="sparse")}
+
+
 @pytest.fixture
 def backend(request):
-    """A way of drawing masks, by its name."""
+    """A way of drawing masks, by its name: an object with a function `drop`."""
     if request.param != "kernels":
-        return {"dense": dense, "sparse": sparse}[request.param]
+        return WAYS[request.param]
     return pytest.importorskip("dropblock_inject.kernels", reason="Triton is not installed")
 
 
@@ -107,7 +118,7 @@ def test_what_is_dropped_are_the_blocks_at_the_seeds(way, map_size, block, per_c
     expected = grown(seeds.reshape(-1, count), map_size, block).reshape(samples, masks, *map_size)
 
     mask = dropped(
-        {"dense": dense, "sparse": sparse}[way],
+        WAYS[way],
         shape,
         0.6,
         block,
