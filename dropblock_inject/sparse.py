@@ -104,13 +104,15 @@ def _scale(maps: Tensor, within: Tensor | None, spec: MaskSpec) -> Tensor:
         scale = 1.0 if spec.rescale is None else 1 / spec.keep_prob
         return torch.tensor(scale, dtype=spec.precision, device="cpu")
     samples, area = spec.shape[0], prod(spec.block)
-    if within is None or area == 1:  # blocks cannot overlap
-        lost = area * _per_sample(maps, spec) if spec.rescale == "sample" else torch.tensor(area * len(maps))
-    else:
+    covered = None
+    if within is not None and area > 1:  # else blocks cannot overlap
         covered = _covered(maps, within, spec)
-        lost = covered.view(samples, -1).sum(1) if spec.rescale == "sample" else _count(covered)
-    total = spec.pixels * (1 if spec.rescale == "sample" else samples)
-    return (total / (total - lost).clamp_(min=1).to(spec.precision)).view(spec.scale_shape)
+    if spec.rescale == "batch":
+        lost = len(maps) * area if covered is None else _count(covered)
+        total = samples * spec.pixels
+        return torch.tensor(total / max(total - lost, 1), dtype=spec.precision, device="cpu")
+    lost_by = _per_sample(maps, spec) * area if covered is None else covered.view(samples, -1).sum(1)
+    return (spec.pixels / (spec.pixels - lost_by).clamp_(min=1).to(spec.precision)).view(spec.scale_shape)
 
 
 def _per_sample(maps: Tensor, spec: MaskSpec) -> Tensor:
@@ -127,8 +129,8 @@ def _covered(maps: Tensor, within: Tensor, spec: MaskSpec) -> Tensor:
     return covered
 
 
-def _count(flags: Tensor) -> Tensor:
+def _count(flags: Tensor) -> int:
     """How many of many flags are set: eight at a time, as the bytes of one integer."""
     whole = len(flags) // _ADDED_AT_ONCE * _ADDED_AT_ONCE
     words = flags[:whole].view(torch.int64).view(-1, _ADDED_AT_ONCE // 8)
-    return words.sum(1).view(torch.uint8).sum() + flags[whole:].sum()
+    return int(words.sum(1).view(torch.uint8).sum()) + int(flags[whole:].sum())

@@ -89,9 +89,10 @@ def mask_spec(
 
 def rescale(input: Tensor, scale: Tensor, output: Tensor) -> None:
     """Writes ``input * scale`` to `output`, which may be the input: in one pass, in fp32 at least."""
-    if scale.dim() == 0 and scale.device.type == "cpu":  # a number to torch: the fastest way
-        if scale != 1:
-            torch.mul(input, scale.item(), out=output)
+    if scale.dim() == 0 and scale.device.type == "cpu":
+        factor = scale.item()  # a number to torch: the fastest way
+        if factor != 1:
+            torch.mul(input, factor, out=output)
         elif output is not input:
             output.copy_(input)
     else:
