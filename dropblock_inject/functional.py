@@ -143,8 +143,8 @@ def _spatial_axes(input: Tensor, channel_dim: int) -> tuple[int, ...]:
 
 def _random_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
     if generator is None:  # naming none would fix the shapes of a compiled graph
-        return torch.randint(-(2**63), 2**63 - 1, (), device=device)
-    return torch.randint(-(2**63), 2**63 - 1, (), generator=generator, device=device)
+        return torch.randint(2**63 - 1, (), device=device)
+    return torch.randint(2**63 - 1, (), generator=generator, device=device)
 
 
 def _refuse_inplace_where_it_cannot_be(input: Tensor) -> None:

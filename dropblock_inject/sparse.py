@@ -104,32 +104,49 @@ def _scale(maps: Tensor, within: Tensor | None, spec: MaskSpec) -> Tensor:
         scale = 1.0 if spec.rescale is None else 1 / spec.keep_prob
         return torch.tensor(scale, dtype=spec.precision, device="cpu")
     samples, area = spec.shape[0], prod(spec.block)
-    covered = None
-    if within is not None and area > 1:  # else blocks cannot overlap
-        covered = _covered(maps, within, spec)
+    if area == 1:
+        within = None  # as if there were one position in a map: blocks cannot overlap
     if spec.rescale == "batch":
-        lost = len(maps) * area if covered is None else _count(covered)
         total = samples * spec.pixels
+        lost = len(maps) * area if within is None else _count(maps, within, spec)
         return torch.tensor(total / max(total - lost, 1), dtype=spec.precision, device="cpu")
-    lost_by = _per_sample(maps, spec) * area if covered is None else covered.view(samples, -1).sum(1)
+    if within is None:
+        lost_by = maps.div(spec.masks_per_sample).floor_().to(torch.int64).bincount(minlength=samples) * area
+    else:
+        covered = _covered(maps.to(torch.int64), within, samples * spec.masks_per_sample, spec)
+        lost_by = covered.view(samples, -1).sum(1)
     return (spec.pixels / (spec.pixels - lost_by).clamp_(min=1).to(spec.precision)).view(spec.scale_shape)
 
 
-def _per_sample(maps: Tensor, spec: MaskSpec) -> Tensor:
-    return maps.div(spec.masks_per_sample).floor_().to(torch.int64).bincount(minlength=spec.shape[0])
+def _count(maps: Tensor, within: Tensor, spec: MaskSpec) -> int:
+    """How many pixels are in a block: of those blocks that may overlap counted one by one."""
+    # Seeds come row by row: of those that a block lies over, each is less than a block's height behind the one before.
+    near = within[1:] - within[:-1] < spec.block[0] * prod(spec.valid[1:])
+    near.logical_and_(maps[1:] == maps[:-1])
+    crowded = torch.zeros(len(maps), dtype=torch.bool, device="cpu")
+    crowded[1:] = near
+    crowded[: len(near)] |= near
+    crowd = crowded.nonzero().squeeze(1)
+    alone = (len(maps) - len(crowd)) * prod(spec.block)
+    if len(crowd) == 0:
+        return alone
+    maps = maps[crowd]
+    rows = torch.zeros(len(crowd), dtype=torch.int64, device="cpu")
+    torch.cumsum(maps[1:] != maps[:-1], 0, out=rows[1:])
+    return alone + _count_set(_covered(rows, within[crowd], int(rows[-1]) + 1, spec))
 
 
-def _covered(maps: Tensor, within: Tensor, spec: MaskSpec) -> Tensor:
-    """Which pixels of all maps are in a block, in a flat row: blocks may overlap, and are to be counted once."""
+def _covered(rows: Tensor, within: Tensor, count: int, spec: MaskSpec) -> Tensor:
+    """Which pixels of `count` maps are in a block, all in one row; the seeds are in these maps at these positions."""
     size = prod(spec.map_size)
     along = tuple(prod(spec.map_size[axis + 1 :]) for axis in range(len(spec.map_size)))
-    covered = torch.zeros(spec.shape[0] * spec.pixels, dtype=torch.bool, device="cpu")
-    starts = maps.mul(size).to(torch.int64).add_(_in_map(spec.valid, along)[within])
+    covered = torch.zeros(count * size, dtype=torch.bool, device="cpu")
+    starts = rows.mul(size).add_(_in_map(spec.valid, along)[within])
     _windows(covered, len(covered) - 1, spec.block, along).index_fill_(0, starts, True)
     return covered
 
 
-def _count(flags: Tensor) -> int:
+def _count_set(flags: Tensor) -> int:
     """How many of many flags are set: eight at a time, as the bytes of one integer."""
     whole = len(flags) // _ADDED_AT_ONCE * _ADDED_AT_ONCE
     words = flags[:whole].view(torch.int64).view(-1, _ADDED_AT_ONCE // 8)

@@ -11,6 +11,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from brute_force import covered_by, seed_positions
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -31,20 +32,6 @@ def kept(keep_prob, block_size, shape, seed=0, **options):
     """Bool mask of what is kept of a map of ones."""
     options = {"rescale": None, "generator": seeded(seed), **options}
     return drop_block(torch.ones(shape), keep_prob, block_size, **options) != 0
-
-
-def seed_positions(map_size, block):
-    return list(itertools.product(*(range(size - b + 1) for size, b in zip(map_size, block, strict=True))))
-
-
-def covered_by(map_size, block):
-    """Row per seed position, column per pixel: whether the block that starts there covers it. By brute force."""
-    rows = []
-    for position in seed_positions(map_size, block):
-        pixels = np.zeros(map_size, dtype=bool)
-        pixels[tuple(slice(start, start + b) for start, b in zip(position, block, strict=True))] = True
-        rows.append(pixels.ravel())
-    return np.stack(rows)
 
 
 def is_union_of_full_blocks(dropped, block):

@@ -6,14 +6,19 @@ Where there is none Triton's interpreter runs them.
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from brute_force import covered_by, seed_positions
 
 from dropblock_inject import dense, sparse
 from dropblock_inject.calibration import gamma
@@ -70,23 +75,9 @@ def dropped(backend, shape, keep_prob, block, **options):
     return drop(backend, torch.ones(shape), keep_prob, block, **options)[0] == 0
 
 
-def positions(map_size, block):
-    return list(itertools.product(*(range(size - b + 1) for size, b in zip(map_size, block, strict=True))))
-
-
-def covers(map_size, block):
-    """Row per seed position, column per pixel: whether the block that starts there covers it. By brute force."""
-    rows = []
-    for position in positions(map_size, block):
-        pixels = np.zeros(map_size, dtype=bool)
-        pixels[tuple(slice(start, start + b) for start, b in zip(position, block, strict=True))] = True
-        rows.append(pixels.ravel())
-    return np.stack(rows)
-
-
 def grown(seeds, map_size, block):
     """The flat maps that blocks at these seeds (maps, positions) cover. By brute force."""
-    return (seeds.astype(int) @ covers(map_size, block).astype(int)) > 0
+    return (seeds.astype(int) @ covered_by(map_size, block).astype(int)) > 0
 
 
 MASK_CASES = [
@@ -104,7 +95,7 @@ def test_what_is_dropped_are_the_blocks_at_the_seeds(way, map_size, block, per_c
     samples, channels = 6, 5
     shape = (samples, channels, *map_size) if channel_dim == 1 else (samples, *map_size, channels)
     masks = channels if per_channel else 1
-    count = len(positions(map_size, block))
+    count = len(seed_positions(map_size, block))
     probability = gamma(0.6, map_size, block)
     if way == "sparse":
         seeds = np.zeros(samples * masks * count, dtype=bool)
@@ -138,7 +129,7 @@ def test_what_is_dropped_are_the_blocks_at_the_seeds(way, map_size, block, per_c
 )
 def test_every_mask_comes_as_often_as_independent_seeds_make_it(backend, map_size, block, channel_dim, per_channel):
     """The whole distribution over masks, by enumerating all sets of seeds: nothing about how they are drawn."""
-    cover, probability = covers(map_size, block), gamma(0.6, map_size, block)
+    cover, probability = covered_by(map_size, block), gamma(0.6, map_size, block)
     expected = Counter()
     for seeds in itertools.product((False, True), repeat=len(cover)):
         mask = cover[list(seeds)].any(0)
@@ -270,3 +261,12 @@ def test_every_seed_gives_another_mask_and_the_same_one_again(backend):
     masks = [dropped(backend, (2, 8, 9, 9), 0.7, (3, 3), seed=seed) for seed in (*seeds, *seeds)]
     assert len({mask.numpy().tobytes() for mask in masks[:6]}) == 6
     assert all(torch.equal(one, two) for one, two in zip(masks[:6], masks[6:], strict=True))
+
+
+def test_the_kernels_compile_for_gpus(tmp_path):
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    script = Path(__file__).with_name("compile_kernels.py")
+    run = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert len(run.stdout.splitlines()) == 18
