@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .spec import MaskSpec, rescale
+from .spec import MaskSpec, rescale, scale_for
 
 _UNIFORM_BITS = 53
 # splitmix64 (Steele, Lea and Flood, OOPSLA 2014), its constants as signed integers.
@@ -23,7 +23,7 @@ def drop(input: Tensor, output: Tensor, seed: Tensor, scale: Tensor | None, spec
     """
     dropped = dropped_pixels(seed, spec)
     if scale is None:
-        scale = _scale(dropped, spec)
+        scale = scale_for(dropped.flatten(1).sum(1), spec)
     rescale(input, scale, output)
     output.masked_fill_(dropped, 0)
     return scale
@@ -64,12 +64,3 @@ def _grow(seeds: Tensor, axes: Sequence[int], block: Sequence[int]) -> Tensor:
             seeds = seeds.narrow(axis, 0, length) | seeds.narrow(axis, shift, length)
             window += shift
     return seeds
-
-
-def _scale(dropped: Tensor, spec: MaskSpec) -> Tensor:
-    if spec.rescale is None or spec.rescale == "expected":
-        scale = 1.0 if spec.rescale is None else 1 / spec.keep_prob
-        return torch.full((), scale, dtype=spec.precision, device=dropped.device)
-    lost = dropped.sum() if spec.rescale == "batch" else dropped.flatten(1).sum(1).view(spec.scale_shape)
-    total = spec.pixels * (spec.shape[0] if spec.rescale == "batch" else 1)
-    return total / (total - lost).clamp_(min=1).to(spec.precision)

@@ -1,4 +1,4 @@
-"""Masks in three launches on a GPU, without the host waiting for any of them (Triton).
+"""Masks on a GPU by two kernels, without the host waiting for them (Triton).
 
 First the blocks are drawn into a mask of one bit per pixel, a thread to a map, with random numbers only for the blocks
 there are (as in ``sparse.py``); what they drop is counted on the way. Then one pass reads the tensor and writes the
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .spec import MaskSpec
+from .spec import MaskSpec, scale_for
 
 _MAPS = 128  # maps to a program that draws
 _ELEMENTS = 4096  # elements to a program that masks
@@ -32,7 +32,7 @@ def drop(input: Tensor, output: Tensor, seed: Tensor, scale: Tensor | None, spec
     with torch.cuda.device_of(input):
         words, lost = _draw(seed, spec, channels_last)
         if scale is None:
-            scale = _scale(lost, spec)
+            scale = scale_for(lost, spec)
         if channels_last:
             _mask_channels_last(input, output, words, scale, spec)
         elif _is_contiguous(first, input, output):
@@ -69,15 +69,6 @@ def _draw(seed: Tensor, spec: MaskSpec, channels_last: bool) -> tuple[Tensor, Te
         *((spec.block[-1] + 30) // 32 + 1, _MAPS),
     )
     return words, lost
-
-
-def _scale(lost: Tensor, spec: MaskSpec) -> Tensor:
-    if spec.rescale is None or spec.rescale == "expected":
-        scale = 1.0 if spec.rescale is None else 1 / spec.keep_prob
-        return torch.full((), scale, dtype=spec.precision, device=lost.device)
-    lost = lost.sum() if spec.rescale == "batch" else lost.view(spec.scale_shape)
-    total = spec.pixels * (spec.shape[0] if spec.rescale == "batch" else 1)
-    return total / (total - lost).clamp_(min=1).to(spec.precision)
 
 
 def _mask_channels_first(input: Tensor, output: Tensor, words: Tensor, scale: Tensor, spec: MaskSpec) -> None:

@@ -14,12 +14,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from . import dense, sparse
 from .spec import Rescale, mask_spec
 
-_LIBRARY = torch.library.Library("dropblock_inject", "DEF")
+_LIBRARY = library.Library("dropblock_inject", "DEF")
 _ARGUMENTS = (
     "Tensor seed, Tensor keep_prob, Tensor? scale, Tensor? blocks, bool remember, "
     "SymInt[] block_size, bool per_channel, str? rescale, bool calibrated, int channel_dim"
@@ -90,8 +90,8 @@ def _fake_drop_in_place(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]
 
 _LIBRARY.impl("drop", _drop, "CompositeExplicitAutograd")
 _LIBRARY.impl("drop_", _drop_in_place, "CompositeExplicitAutograd")
-torch.library.register_fake("dropblock_inject::drop", _fake_drop, lib=_LIBRARY)
-torch.library.register_fake("dropblock_inject::drop_", _fake_drop_in_place, lib=_LIBRARY)
+library.register_fake("dropblock_inject::drop", _fake_drop, lib=_LIBRARY)
+library.register_fake("dropblock_inject::drop_", _fake_drop_in_place, lib=_LIBRARY)
 
 
 def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, *options: Any) -> Tensor:
@@ -99,7 +99,7 @@ def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, *options:
 
     Args:
         input: feature maps.
-        seed: 64 random bits, on the device of the input: what the mask is a function of.
+        seed: a random integer, on the device of the input: what the mask is a function of.
         keep_prob: share of the map to keep, in (0, 1).
         inplace: whether to overwrite the input.
         options: block size per spatial axis, per_channel, rescale, calibrated and channel_dim, in this order.

@@ -13,7 +13,7 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from .spec import MaskSpec, rescale
+from .spec import MaskSpec, rescale, scale_for
 
 _ADDED_AT_ONCE = 8 * 255  # flags, so that no byte of a sum of 255 integers overflows
 
@@ -101,8 +101,7 @@ def _windows(tensor: Tensor, last: int, block: Sequence[int], steps: Sequence[in
 
 def _scale(maps: Tensor, within: Tensor | None, spec: MaskSpec) -> Tensor:
     if spec.rescale is None or spec.rescale == "expected":
-        scale = 1.0 if spec.rescale is None else 1 / spec.keep_prob
-        return torch.tensor(scale, dtype=spec.precision, device="cpu")
+        return scale_for(maps, spec)  # nothing need be counted
     samples, area = spec.shape[0], prod(spec.block)
     if area == 1:
         within = None  # as if there were one position in a map: blocks cannot overlap
@@ -115,7 +114,7 @@ def _scale(maps: Tensor, within: Tensor | None, spec: MaskSpec) -> Tensor:
     else:
         covered = _covered(maps.to(torch.int64), within, samples * spec.masks_per_sample, spec)
         lost_by = covered.view(samples, -1).sum(1)
-    return (spec.pixels / (spec.pixels - lost_by).clamp_(min=1).to(spec.precision)).view(spec.scale_shape)
+    return scale_for(lost_by, spec)
 
 
 def _count(maps: Tensor, within: Tensor, spec: MaskSpec) -> int:

@@ -87,6 +87,17 @@ def mask_spec(
     return MaskSpec(shape, channel, block, keep_prob, probability, per_channel, rescale, precision)
 
 
+def scale_for(lost: Tensor, spec: MaskSpec) -> Tensor:
+    """The scale that keeps the expectation, from how many pixels of the masks of each sample are dropped."""
+    if spec.rescale is None or spec.rescale == "expected":
+        scale = 1.0 if spec.rescale is None else 1 / spec.keep_prob
+        return torch.full((), scale, dtype=spec.precision, device=lost.device)
+    total = spec.pixels
+    if spec.rescale == "batch":
+        total, lost = total * spec.shape[0], lost.sum()
+    return (total / (total - lost).clamp(min=1).to(spec.precision)).view(spec.scale_shape)
+
+
 def rescale(input: Tensor, scale: Tensor, output: Tensor) -> None:
     """Writes ``input * scale`` to `output`, which may be the input: in one pass, in fp32 at least."""
     if scale.dim() == 0 and scale.device.type == "cpu":

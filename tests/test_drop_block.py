@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from brute_force import covered_by, seed_positions
-from torch import nn
+from torch import library, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -665,7 +665,7 @@ def test_the_operation_is_what_torch_demands_of_one():
             kept = torch.tensor(0.6, dtype=torch.float64)
             known = torch.tensor(5), kept, None, None, False
             arguments = (torch.randn(2, 3, 8, 8), *known, [3, 3], True, rescale, True, 1)
-            torch.library.opcheck(operation, arguments)
+            library.opcheck(operation, arguments)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")  # which forward mode uses itself
