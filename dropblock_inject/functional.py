@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from . import calibration
@@ -17,6 +17,7 @@ from .spec import Rescale
 BlockSize = int | float | Sequence[int]
 
 _RESCALES = ("batch", "sample", "expected", None)
+_RANK_FACTOR = 0x9E3779B97F4A7C15  # odd and without a pattern: what keeps the seeds of ranks apart
 
 
 def drop_block(
@@ -50,7 +51,8 @@ def drop_block(
             by the paper's equation (1), which keeps too much where blocks overlap.
         channel_dim: the axis of the channels; -1 for maps whose channels come last.
         generator: source of the random numbers, on the device of `input`; default is torch's own, which is also the
-            one that activation checkpointing rewinds to draw the same mask again.
+            one that activation checkpointing rewinds to draw the same mask again. Under torch.distributed each rank
+            draws masks of its own although all may have been seeded alike.
         inplace: overwrite `input`. Refused where autograd needs it unchanged.
 
     Returns:
@@ -143,8 +145,12 @@ def _spatial_axes(input: Tensor, channel_dim: int) -> tuple[int, ...]:
 
 def _random_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
     if generator is None:  # naming none would fix the shapes of a compiled graph
-        return torch.randint(2**63 - 1, (), device=device)
-    return torch.randint(2**63 - 1, (), generator=generator, device=device)
+        seed = torch.randint(2**63 - 1, (), device=device)
+    else:
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=device)
+    # Trainers give every process the same seed; the masks of different samples must differ all the same.
+    rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    return seed ^ (rank * _RANK_FACTOR % 2**63) if rank else seed
 
 
 def _refuse_inplace_where_it_cannot_be(input: Tensor) -> None:
