@@ -51,15 +51,30 @@ def gamma(keep_prob: float, map_size: tuple[int, ...], block_size: tuple[int, ..
         dropped = (1 - keep_prob) / prod(block_size)
         valid = prod(size - block + 1 for size, block in zip(map_size, block_size, strict=True))
         return min(1.0, dropped * prod(map_size) / valid)
-    coverage = _coverage(map_size, block_size)
     low, high = 0.0, 1.0  # brackets 1 - gamma; the kept share grows with it
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if sum(share * middle**seeds for seeds, share in coverage) < keep_prob:
+        if _kept_share(middle, map_size, block_size) < keep_prob:
             low = middle
         else:
             high = middle
     return 1 - (low + high) / 2
+
+
+def expected_share(
+    keep_prob: float, map_size: tuple[int, ...], block_size: tuple[int, ...], calibrated: bool = True
+) -> float:
+    """The share of the map that is really kept, in expectation; the arguments are those of :func:`gamma`.
+
+    >>> round(expected_share(0.5, (14, 14), (7, 7)), 6), round(expected_share(0.5, (14, 14), (7, 7), False), 6)
+    (0.5, 0.637757)
+    """
+    return _kept_share(1 - gamma(keep_prob, map_size, block_size, calibrated), map_size, block_size)
+
+
+def _kept_share(no_seed: float, map_size: tuple[int, ...], block_size: tuple[int, ...]) -> float:
+    """The share kept where each position is no seed with probability `no_seed`."""
+    return sum(share * no_seed**seeds for seeds, share in _coverage(map_size, block_size))
 
 
 @lru_cache(maxsize=1024)

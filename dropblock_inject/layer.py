@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class DropBlock(nn.Module):
 
     Attributes:
         enabled: if False the layer returns its input, whatever its mode.
+        observer: if not None, called instead of the layer, with what the layer does and its input; copies have none.
 
     Shape: (N, C, L), (N, C, H, W) or (N, C, D, H, W); the output has the shape and dtype of the input.
 
@@ -55,6 +57,7 @@ class DropBlock(nn.Module):
         self.generator = generator
         self.inplace = inplace
         self.enabled = True
+        self.observer: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
 
     @property
     def keep_prob(self) -> float:
@@ -69,6 +72,9 @@ class DropBlock(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return leaf_call(self, input)
+        return self._drop(input) if self.observer is None else self.observer(self._drop, input)
+
+    def _drop(self, input: Tensor) -> Tensor:
         return drop_block(
             input,
             self._keep_prob,
@@ -81,6 +87,9 @@ class DropBlock(nn.Module):
             generator=self.generator,
             inplace=self.inplace,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "observer": None}
 
     def extra_repr(self) -> str:
         options = [f"keep_prob={self._keep_prob:.6g}", f"block_size={self.block_size!r}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -17,6 +18,8 @@ from .sites import Site
 from .stages import Stage, find_trunk
 from .surgery import injected, splice, unsplice
 from .table import TraceSummary, render
+
+logger = logging.getLogger(__name__)
 
 
 class _Sites(Sequence[Site]):
@@ -39,6 +42,16 @@ class _Sites(Sequence[Site]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} sites in {type(self.model).__name__}>"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the table shows as plain values, for loggers and JSON."""
+        return {
+            "model": type(self.model).__name__,
+            "image_size": self._trace.image_size,
+            "without_skip": self._trace.without_skip,
+            "error": None if self._trace.error is None else str(self._trace.error),
+            "sites": [site.as_dict() for site in self],
+        }
 
     def __str__(self) -> str:
         return render(type(self.model).__name__, self._sites, self._trace)
@@ -80,6 +93,7 @@ class InjectionPlan(_Sites):
                     f"{name or 'the model'} is not the module it was when this plan was made; plan again"
                 )
         splice(self.model, self._sites, self._block_size, self._options)
+        logger.info("put %d DropBlocks into %s", len(self), type(self.model).__name__)
         return InjectionReport(self.model, self._sites, self._trace)
 
 

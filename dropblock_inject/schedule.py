@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from .errors import DropBlockTypeError, DropBlockValueError, ScheduleError
 from .layer import DropBlock
 from .status import check_dropblock
+from .watch import Watch
+
+logger = logging.getLogger(__name__)
 
 _STAIRS = 4  # the "step" mode goes down in so many stairs of equal height
 
@@ -41,6 +45,9 @@ class KeepProbSchedule:
             in [0, 1] to the share of the way from start to end, in [0, 1].
         warmup_steps: so many steps stay at `start` before the way begins.
         last_step: the last step that was done before, as in torch's schedulers: -1 for a new training.
+        verify: watch the first training steps until each DropBlock has really dropped something. One that the first
+            of them does not run, or not in training mode, is an error at the end of that step. (What torch.compile
+            runs is held to run through each of them; numbers are not looked at there.)
 
     Raises:
         ScheduleError: `model` has no DropBlock.
@@ -67,6 +74,7 @@ class KeepProbSchedule:
         mode: str | Callable[[float], float] = "linear",
         warmup_steps: int = 0,
         last_step: int = -1,
+        verify: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -97,12 +105,14 @@ class KeepProbSchedule:
         for step in (warmup_steps, (warmup_steps + total_steps) // 2, total_steps):
             self._way_at(step)  # a callable that does not fit is found now, not in the middle of the training
         self._go_to(last_step + 1)
+        self._watch = Watch(model) if verify else None
 
     def step(self, step: int | None = None) -> None:
         """Goes on to the next step, or to the given one, and sets every DropBlock's keep_prob.
 
         Raises:
-            DeadSiteError: at the first call, if an injected DropBlock takes no part in the forward pass.
+            DeadSiteError: at the first call, if an injected DropBlock takes no part in the forward pass; with
+                `verify`, if one did not run, or dropped nothing.
             ScheduleError: the model has no DropBlock any more.
         """
         if step is not None:
@@ -110,6 +120,8 @@ class KeepProbSchedule:
         if not self._checked:
             check_dropblock(self.model)
             self._checked = True
+        if self._watch is not None and self._watch.done():
+            self._watch = None
         self._go_to(self.last_step + 1 if step is None else step)
 
     def value_at(self, step: int, end: float | None = None) -> float:
@@ -134,11 +146,13 @@ class KeepProbSchedule:
 
         Steps that a gradient scaler skips do not count, nor forward passes of gradient accumulation. (With a fused
         optimizer the scaler leaves the skipping to the device; to know of it costs a synchronisation per step.) A copy
-        of the optimizer does not carry the hook: attach to the optimizer that steps.
+        of the optimizer does not carry the hook: attach to the optimizer that steps. Where several step, attach to one
+        of them. Of a wrapper that hands its steps on (Accelerate's, Lightning's, a lookahead) it is the optimizer
+        inside whose steps count.
 
         Raises:
             DeadSiteError: an injected DropBlock takes no part in the forward pass.
-            DropBlockTypeError: `optimizer` is not a torch optimizer.
+            DropBlockTypeError: `optimizer` is not a torch optimizer, or runs no hooks.
             ScheduleError: the schedule is attached already.
         """
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -156,8 +170,9 @@ class KeepProbSchedule:
                     f"the schedule is attached to a {type(attached_to).__name__} already and would step twice per "
                     "update; remove() that handle first"
                 )
-        handle = optimizer.register_step_post_hook(self._after_step)
-        self._attached = handle, optimizer
+        inner = _with_hooks(optimizer)
+        handle = inner.register_step_post_hook(self._after_step)
+        self._attached = handle, inner
         return handle
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -177,11 +192,16 @@ class KeepProbSchedule:
             "mode": mode,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
         """Goes on where the saved schedule stood, and puts its value on every DropBlock.
 
+        Args:
+            state: what :meth:`state_dict` returned.
+            strict: if False, a schedule with other settings (a longer training, say) goes on from the step that was
+                reached too, by its own settings, and logs a warning that says what that changes.
+
         Raises:
-            ScheduleError: `state` is no state of a schedule, or that of one with other settings.
+            ScheduleError: `state` is no state of a schedule; or, if strict, that of one with other settings.
         """
         own = self.state_dict()
         if not isinstance(state, dict) or state.keys() != own.keys():
@@ -189,13 +209,20 @@ class KeepProbSchedule:
             raise ScheduleError(f"not the state of a KeepProbSchedule: expected keys {sorted(own)}, got {found}")
         _check_int("last_step", state["last_step"], 0)
         changed = [name for name in own if name != "last_step" and own[name] != state[name]]
-        if changed:
-            differences = "; ".join(f"{name} was {state[name]!r} and is now {own[name]!r}" for name in changed)
+        differences = "; ".join(f"{name} was {state[name]!r} and is now {own[name]!r}" for name in changed)
+        if changed and strict:
             raise ScheduleError(
                 f"the saved schedule is another one: {differences}. Construct it with the settings it was saved with; "
-                f"or, to go on from there with the new ones, with last_step={state['last_step'] - 1}"
+                "or, to go on from there with the new ones, call load_state_dict(state, strict=False)"
             )
         self._go_to(state["last_step"])
+        if changed:
+            logger.warning(
+                "went on at step %d with another schedule than the saved one: %s; keep_prob is %.6g now",
+                self.last_step,
+                differences,
+                self.value_at(self.last_step),
+            )
 
     def _way_at(self, step: int) -> float:
         """Share of the way from start to end that is behind at `step`."""
@@ -228,6 +255,20 @@ class KeepProbSchedule:
                 "handle of a schedule before remove_dropblock(model)"
             )
         return layers
+
+
+def _with_hooks(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer itself, or the one in it that it steps: wrappers run no hooks of their own."""
+    inner: Any = optimizer
+    while not getattr(type(inner).step, "hooked", False):  # what torch's constructor makes of a class's step
+        held = {id(value): value for value in vars(inner).values() if isinstance(value, torch.optim.Optimizer)}
+        if len(held) != 1:
+            raise DropBlockTypeError(
+                f"{type(optimizer).__name__} runs no hooks after its steps, and what it steps cannot be told; attach "
+                "to the optimizer inside it, or call schedule.step() after each update"
+            )
+        (inner,) = held.values()
+    return inner
 
 
 def _check_int(name: str, value: Any, lowest: int) -> None:

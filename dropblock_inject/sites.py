@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 Where = Literal["branch", "skip", "output"]
 Point = Literal["after", "before", "beside", "slot", "end"]
@@ -106,3 +106,9 @@ class Site:
     keep_prob: float
     channel_dim: int
     splice: Splice = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as a dict of plain values, for loggers and JSON; without the splice, which is the package's own."""
+        plain = asdict(self)
+        del plain["splice"]
+        return plain

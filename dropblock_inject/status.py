@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import nn
 
+from .calibration import expected_share
 from .errors import DeadSiteError
+from .hooks import InjectedDropBlock
 from .layer import DropBlock
 from .sites import Where
 from .surgery import injected
@@ -21,7 +24,9 @@ class SiteStatus:
     Attributes:
         name: its dotted name in the model.
         stage, where: as in the plan.
-        keep_prob: the value in force now, in (0, 1].
+        keep_prob: the value set now, in (0, 1].
+        effective_keep_prob: the share of the map that the next forward pass keeps, in expectation: 1 where nothing is
+            dropped (eval mode, paused, not live); without calibration more than `keep_prob`, where blocks overlap.
         block_size: as asked for; a float is a share of the map.
         training: its mode flag: it drops nothing in eval mode.
         live: whether the forward pass still goes through it.
@@ -31,9 +36,14 @@ class SiteStatus:
     stage: int
     where: Where
     keep_prob: float
+    effective_keep_prob: float
     block_size: int | float | tuple[int, ...]
     training: bool
     live: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as a dict of plain values, for loggers and JSON."""
+        return asdict(self)
 
 
 def dropblock_sites(model: nn.Module) -> list[SiteStatus]:
@@ -44,12 +54,19 @@ def dropblock_sites(model: nn.Module) -> list[SiteStatus]:
             drop.site.stage,
             drop.site.where,
             drop.keep_prob,
+            _effective_keep_prob(drop) if live else 1.0,
             drop.block_size if isinstance(drop.block_size, int | float) else tuple(drop.block_size),
             drop.training and drop.enabled,
             live,
         )
         for name, drop, live in injected(model)
     ]
+
+
+def _effective_keep_prob(drop: InjectedDropBlock) -> float:
+    if not drop.drops:
+        return 1.0
+    return expected_share(drop.keep_prob, drop.site.map_size, drop.site.block_size, drop.calibrated)
 
 
 def check_dropblock(model: nn.Module) -> None:
