@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -12,10 +13,10 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import DropBlockValueError
 from .driver import Driver, keep_prob_by_stage
 
-try:
+if TYPE_CHECKING or find_spec("lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.utilities.model_helpers import is_overridden
-except ImportError:  # the same library under its older name
+else:  # the same library under its older name
     from pytorch_lightning import Callback, LightningModule, Trainer
     from pytorch_lightning.utilities.model_helpers import is_overridden
 

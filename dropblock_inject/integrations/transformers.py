@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..schedule import KeepProbSchedule
@@ -47,23 +46,19 @@ class DropBlockCallback(TrainerCallback):
     def schedule(self) -> KeepProbSchedule | None:
         return self._driver.schedule
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
-    ) -> None:
-        self._driver.inject(model)
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._driver.inject(kwargs["model"])
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._driver.inject(model)  # if the callback was added after construction
-        self._driver.begin(model, state.max_steps, last_step=state.global_step - 1)
+        self._driver.inject(kwargs["model"])  # if the callback was added after construction
+        self._driver.begin(kwargs["model"], state.max_steps, last_step=state.global_step - 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.schedule is not None
         self.schedule.step(state.global_step)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.log_history:
-            state.log_history[-1].update(keep_prob_by_stage(model))
+            state.log_history[-1].update(keep_prob_by_stage(kwargs["model"]))
