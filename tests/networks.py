@@ -137,6 +137,35 @@ class ConcatNet(nn.Sequential):
         )
 
 
+class VideoBlock(nn.Module):
+    """The basic block in three dimensions, with a projected shortcut where the resolution or the width changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm3d(outputs)
+        self.conv2 = nn.Conv3d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm3d(outputs)
+        self.downsample: nn.Module | None = None
+        if stride > 1:
+            self.downsample = nn.Sequential(nn.Conv3d(inputs, outputs, 1, stride), nn.BatchNorm3d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class VideoNet(nn.Sequential):
+    """A residual network over clips (N, 3, T, H, W), at a half and at a quarter of the resolution."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(
+            *(nn.Conv3d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm3d(8), nn.ReLU()),
+            *(VideoBlock(8, 8, 1), VideoBlock(8, 16, 2), VideoBlock(16, 16, 1)),
+            *(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(16, classes)),
+        )
+
+
 def plain_conv_net(classes: int = 10) -> nn.Sequential:
     """Convolution, batch norm, ReLU and pooling, four times, in one flat sequence."""
     layers: list[nn.Module] = []
@@ -174,26 +203,35 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "own:conv_mixer": ConvMixer,
     "own:plain_conv_net": plain_conv_net,
     "own:small_efficientnet": small_efficientnet,
+    "own:video_net": VideoNet,
 }
 # One of each way to splice: after a module, in a slot, before the block, after a projection, beside the branch, at its
-# end, with channels last, in a sequence that runs whatever is registered on it.
+# end, with channels last, in three dimensions, in a sequence that runs whatever is registered on it.
 EVERY_KIND = (
     "own:cifar_resnet",
     "own:concat_net",
     "own:conv_mixer",
     "own:plain_conv_net",
     "own:small_efficientnet",
+    "own:video_net",
     "timm:resnet18",
     "timm:test_convnext",
     "torchvision:resnet18",
 )
 
 
+def image_shape(name: str) -> tuple[int, ...]:
+    """Channels and pixels of the images that the tests give to a network."""
+    if name == "own:video_net":
+        return 3, 8, 16, 16
+    return (3, 32, 32) if name.startswith("own:") else (3, 96, 96)
+
+
 def example_for(name: str) -> Tensor | None:
     """What to plan with: small images for the networks made for them, else the default."""
-    return torch.empty(1, 3, 32, 32) if name.startswith("own:") else None
+    return torch.empty(1, *image_shape(name)) if name.startswith("own:") else None
 
 
 def images_for(name: str, batch: int = 2) -> Tensor:
     """A small batch that the network can train on."""
-    return torch.randn(batch, 3, *((32, 32) if name.startswith("own:") else (96, 96)))
+    return torch.randn(batch, *image_shape(name))

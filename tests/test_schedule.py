@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -316,10 +317,29 @@ def test_the_state_of_another_schedule_is_refused_with_the_difference_and_a_way_
     other = KeepProbSchedule(net(), **{"total_steps": 10, **options})
     other.step(2)
     before = snapshot(other)
-    with pytest.raises(ScheduleError, match=rf"the saved schedule is another one: {message}\..* with last_step=3$"):
+    message = rf"the saved schedule is another one: {message}\..* call load_state_dict\(state, strict=False\)$"
+    with pytest.raises(ScheduleError, match=message):
         other.load_state_dict(first.state_dict())
     assert snapshot(other) == before
-    assert KeepProbSchedule(net(), **{"total_steps": 10, **options}, last_step=3).last_step == first.last_step
+
+
+@pytest.mark.parametrize(("options", "message"), CHANGED)
+def test_if_asked_another_schedule_goes_on_from_there_and_says_so(options, message, caplog):
+    first = KeepProbSchedule(net(), 10)
+    first.step(4)
+    other = KeepProbSchedule(net(), **{"total_steps": 10, **options})
+    other.load_state_dict(first.state_dict(), strict=False)
+    assert other.last_step == 4
+    assert min(keep_probs(other.model)) == other.value_at(4)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("dropblock_inject.schedule", "WARNING")
+    assert re.fullmatch(
+        rf"went on at step 4 with another schedule than the saved one: {message}; keep_prob is [\d.]+ now",
+        record.getMessage(),
+    )
+    same = KeepProbSchedule(net(), 10)
+    same.load_state_dict(first.state_dict(), strict=False)
+    assert len(caplog.records) == 1
 
 
 GOOD = KeepProbSchedule(net(), 10).state_dict()
@@ -476,6 +496,90 @@ def test_a_copy_of_the_optimizer_does_not_step_the_schedule():
     _, optimizer, schedule, _ = attached()
     copy.deepcopy(optimizer).step()
     assert schedule.last_step == 0
+
+
+def test_an_optimizer_made_anew_takes_over():
+    model, optimizer, schedule, handle = attached()
+    optimizer.step()
+    state = optimizer.state_dict()
+    handle.remove()
+    again = torch.optim.SGD(model.parameters(), lr=0.01)
+    again.load_state_dict(state)
+    schedule.attach(again)
+    again.step()
+    assert schedule.last_step == 2
+
+
+def test_of_several_optimizers_it_follows_the_one_it_is_attached_to():
+    model, optimizer, schedule, _ = attached()
+    other = torch.optim.Adam(model.parameters())
+    for _ in range(3):
+        optimizer.step()
+        other.step()
+    assert schedule.last_step == 3
+
+
+def test_evaluation_in_between_does_not_count():
+    model, optimizer, schedule, _ = attached()
+    for done in range(1, 4):
+        backward(model)
+        optimizer.step()
+        with torch.no_grad():
+            model.eval()(torch.randn(2, 1, 9, 9))
+        model.train()
+        assert schedule.last_step == done
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As wrappers are written: no constructor of torch's, which is what makes a step run hooks."""
+
+    def __init__(self, *held):
+        self.held, self.second = (*held, None, None)[:2]
+
+    @property
+    def param_groups(self):
+        return self.held.param_groups
+
+    def step(self, closure=None):
+        self.held.step(closure)
+
+
+def test_of_a_wrapper_the_steps_of_the_optimizer_inside_count():
+    model = net()
+    inner = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = Wrapper(Wrapper(inner))
+    schedule = KeepProbSchedule(model, 10)
+    handle = schedule.attach(optimizer)
+    with pytest.raises(ScheduleError, match="attached to a SGD already"):
+        schedule.attach(inner)
+    for _ in range(3):
+        optimizer.step()
+    assert schedule.last_step == 3
+    handle.remove()
+    optimizer.step()
+    assert schedule.last_step == 3
+
+
+def test_lookahead_of_timm_counts_as_one():
+    timm_optim = pytest.importorskip("timm.optim")
+    model = net()
+    optimizer = timm_optim.Lookahead(torch.optim.SGD(model.parameters(), lr=0.01), k=2)
+    schedule = KeepProbSchedule(model, 10)
+    schedule.attach(optimizer)
+    for done in range(1, 6):
+        backward(model)
+        optimizer.step()
+        assert schedule.last_step == done
+
+
+@pytest.mark.parametrize("held", [0, 2])
+def test_a_wrapper_of_which_nobody_knows_what_it_steps_is_refused(held):
+    model = net()
+    optimizer = Wrapper(*(torch.optim.SGD(model.parameters(), lr=0.01) for _ in range(held)))
+    with pytest.raises(
+        TypeError, match=r"Wrapper runs no hooks after its steps, .* call schedule\.step\(\) after each"
+    ):
+        KeepProbSchedule(model, 10).attach(optimizer)
 
 
 # --- wrong arguments -------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -29,10 +31,12 @@ from dropblock_inject import (
     check_dropblock,
     dropblock_sites,
     inject_dropblock,
+    plan_dropblock,
     remove_dropblock,
 )
 
 WHERE = ("branch", "skip", "output")
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 @pytest.fixture(
@@ -53,15 +57,18 @@ def net(name: str) -> nn.Module:
 def injected(name: str, **options) -> nn.Module:
     net = NETWORKS[name]().train()
     wake_branches(net)
-    options = {"stages": (-2, -1), "where": WHERE, "block_size": 2, "example_input": example_for(name), **options}
-    inject_dropblock(net, **options)
+    inject_dropblock(net, **{**options_for(name), **options})
     return net
+
+
+def options_for(name: str) -> dict[str, Any]:
+    return {"stages": (-2, -1), "where": WHERE, "block_size": 2, "example_input": example_for(name)}
 
 
 def wake_branches(net: nn.Module) -> None:
     """Undoes the initialisation of the ends of branches at (almost) zero, behind which no mask could be seen."""
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, BATCH_NORM):
             nn.init.uniform_(module.weight, 0.5, 1.5)
         for attribute in ("layer_scale", "gamma"):
             if isinstance(getattr(module, attribute, None), nn.Parameter):
@@ -97,6 +104,21 @@ def assert_live(net: nn.Module, images: Tensor, sites: int | None = None) -> Non
         layer.keep_prob = keep_prob[name]
 
 
+def kinds(name: str) -> set[str]:
+    """The kinds of sites of a network: every test below holds each site of each of them to be live on its own."""
+    found = set()
+    for site in plan_dropblock(NETWORKS[name](), **options_for(name)):
+        found |= {site.where, site.splice.point, f"{len(site.map_size)}-d", f"channels at {site.channel_dim}"}
+        if site.where == "skip":
+            found.add("identity skip" if site.host == site.block else "projected skip")
+    return found
+
+
+def test_the_battery_has_every_kind_of_site() -> None:
+    every = {"branch", "identity skip", "projected skip", "output", "slot", "before", "beside", "end", "3-d"}
+    assert set().union(*map(kinds, EVERY_KIND)) > every | {"channels at -1"}
+
+
 def test_deepcopy_has_sites_of_its_own(net: nn.Module, name: str) -> None:
     sites = len(drops(net))
     twin = copy.deepcopy(net)
@@ -129,7 +151,8 @@ def test_pickle_of_a_pickle(net: nn.Module, name: str) -> None:
 
 
 def test_moving_and_changing_dtype(net: nn.Module, name: str) -> None:
-    assert_live(net.to("cpu").to(memory_format=torch.channels_last), images_for(name))
+    if images_for(name).dim() == 4:
+        assert_live(net.to("cpu").to(memory_format=torch.channels_last), images_for(name))
     assert_live(net.double(), images_for(name).double())
     assert_live(net.bfloat16(), images_for(name).bfloat16())
 
@@ -150,7 +173,7 @@ def test_autocast(net: nn.Module, name: str) -> None:
 
 def test_frozen_batch_norm_leaves_the_sites_on(net: nn.Module, name: str) -> None:
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, BATCH_NORM):
             module.eval()
     assert_live(net, images_for(name))
 
@@ -166,7 +189,7 @@ def test_activation_checkpointing_masks_alike_in_recomputation(net: nn.Module, n
         return [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
 
     for module in net.modules():  # running statistics would move twice
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, BATCH_NORM):
             module.momentum = 0.0
     expected = gradients(lambda: net(images))
     recomputed = gradients(lambda: checkpoint(net, images, use_reentrant=reentrant))
@@ -239,6 +262,25 @@ def test_export_in_eval_holds_nothing_of_it(net: nn.Module, name: str, strict: b
     assert not any("rand" in kind or "dropblock" in kind for kind in kinds)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(images), net(images))
+
+
+def test_onnx_export_in_eval_equals_the_plain_network(net: nn.Module, name: str, tmp_path: Path) -> None:
+    images = images_for(name)
+    plain = NETWORKS[name]()
+    plain.load_state_dict(net.state_dict())
+    outputs, operators = [], []
+    for model in (net.eval(), plain.eval()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of the parts it is made of
+            program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
+        program.save(tmp_path / "net.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+        outputs.append(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+        operators.append([node.op_type for node in program.model.graph])
+    assert (outputs[0] == outputs[1]).all()
+    assert operators[0] == operators[1]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(outputs[0]), plain(images), rtol=1e-4, atol=1e-5)
 
 
 def test_jit_trace_in_eval_equals_the_plain_network(net: nn.Module, name: str) -> None:
@@ -386,14 +428,16 @@ def process_group() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("inject_first", [True, False])
-def test_distributed_data_parallel_around_it(process_group: None, inject_first: bool) -> None:
-    name = "own:cifar_resnet"
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.filterwarnings("ignore:Grad strides do not match")  # of depthwise convolutions, without us too
+def test_distributed_data_parallel_around_it(name: str, inject_first: bool) -> None:
     if inject_first:
         wrapped = nn.parallel.DistributedDataParallel(injected(name))
     else:
         wrapped = nn.parallel.DistributedDataParallel(NETWORKS[name]())
-        report = inject_dropblock(wrapped, (-2, -1), where=WHERE, block_size=2, example_input=example_for(name))
-        assert all(site.name.startswith("module.stage") for site in report)
+        wake_branches(wrapped)
+        report = inject_dropblock(wrapped, **options_for(name))
+        assert all(site.name.startswith("module.") for site in report)
     assert_live(wrapped, images_for(name))
     schedule = KeepProbSchedule(wrapped, total_steps=2)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
@@ -405,13 +449,16 @@ def test_distributed_data_parallel_around_it(process_group: None, inject_first: 
     assert remove_dropblock(wrapped) > 0
 
 
-def test_fully_sharded_around_it(process_group: None) -> None:
+@pytest.mark.usefixtures("process_group")
+def test_fully_sharded_around_it(net: nn.Module, name: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
-    name = "own:cifar_resnet"
-    net = injected(name)
-    for block in (*net.stage2, *net.stage3):
-        fully_shard(block)
+    for block in {site.block for site in report_of(net)}:
+        fully_shard(net.get_submodule(block))
     fully_shard(net)
     assert_live(net, images_for(name))
     net(images_for(name)).sum().backward()
+
+
+def report_of(net: nn.Module) -> list[Any]:
+    return [module.site for module in net.modules() if isinstance(module, DropBlock)]
