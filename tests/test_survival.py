@@ -288,7 +288,13 @@ def test_jit_trace_in_eval_equals_the_plain_network(net: nn.Module, name: str) -
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own: TorchScript is deprecated
         traced = torch.jit.trace(net.eval(), images)
+        plain = torch.jit.trace(NETWORKS[name]().eval(), images)
         torch.testing.assert_close(traced(images), net(images))
+    operators = [
+        sorted(node.kind() for node in graph.inlined_graph.nodes() if node.kind().startswith(("aten", "dropblock")))
+        for graph in (traced, plain)
+    ]
+    assert operators[0] == operators[1]
 
 
 def test_jit_script_is_refused_with_the_way_out(net: nn.Module) -> None:
