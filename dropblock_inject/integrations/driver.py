@@ -77,5 +77,5 @@ class Driver:
 
 
 def keep_prob_by_stage(model: nn.Module) -> dict[str, float]:
-    """What to log: the share that a training step keeps now, in expectation, by stage."""
+    """What to log: the keep_prob of each stage as it is set now."""
     return {f"keep_prob/stage{site.stage}": site.keep_prob for site in dropblock_sites(model)}
