@@ -141,6 +141,7 @@ class MaskBesideArgument(Hook):
         return _with_argument(module, args, kwargs, self.key, self._mask)
 
     def _mask(self, tensor: Tensor) -> Tensor:
+        tensor = _as_put_out(tensor)
         masked = self.drop(tensor)
         if masked is tensor:
             return tensor
@@ -161,7 +162,7 @@ class UnmaskArgument(Hook):
         if isinstance(tensor, torch.fx.Proxy):  # which makes up any attribute it is asked for
             drop, unmasked = vars(tensor).get(_UNMASKED, (None, tensor))
         else:
-            drop, unmasked = getattr(tensor, _UNMASKED, (None, tensor))
+            drop, unmasked = getattr(_as_put_out(tensor), _UNMASKED, (None, tensor))
             if drop is not self.drop and self.argument.always and self.drop.drops and tensor.numel() > 0:
                 raise DeadSiteError(
                     f"{self.argument.module} was called with another tensor than the one that {self.drop.site.name} "
@@ -172,6 +173,15 @@ class UnmaskArgument(Hook):
                 )
         # A block that adds in place hands on a tensor with the mark of its own shortcut.
         return unmasked if drop is self.drop else tensor
+
+
+def _as_put_out(tensor: Tensor) -> Tensor:
+    """The tensor that is handed on here as a view of all of it: FSDP2 does that to what it gives a sharded module."""
+    if torch.compiler.is_compiling() or tensor._base is None:
+        return tensor
+    base = tensor._base
+    same = tensor.shape == base.shape and tensor.stride() == base.stride() and tensor.dtype == base.dtype
+    return base if same else tensor
 
 
 class NoteArgument(Hook):

@@ -468,3 +468,25 @@ def test_fully_sharded_around_it(net: nn.Module, name: str) -> None:
 
 def report_of(net: nn.Module) -> list[Any]:
     return [module.site for module in net.modules() if isinstance(module, DropBlock)]
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")  # of timm's LayerNorm2d, torch's own
+def test_fully_sharded_by_the_layer(net: nn.Module, name: str) -> None:
+    """Where the module that must be given the unmasked shortcut is a unit of FSDP2 itself, it is handed a view of it."""
+    from torch.distributed.fsdp import fully_shard
+
+    twin = copy.deepcopy(net)
+    for layer in reversed([module for module in net.modules() if list(module.parameters(recurse=False))]):
+        fully_shard(layer)
+    fully_shard(net)
+    images = images_for(name)
+    torch.manual_seed(5)
+    expected = twin(images)
+    torch.manual_seed(5)
+    output = net(images)
+    assert torch.equal(output, expected)
+    expected.square().mean().backward()
+    output.square().mean().backward()
+    gradients = [parameter.grad.full_tensor() for parameter in net.parameters()]
+    torch.testing.assert_close(gradients, [parameter.grad for parameter in twin.parameters()])
