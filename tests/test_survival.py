@@ -473,7 +473,7 @@ def report_of(net: nn.Module) -> list[Any]:
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")  # of timm's LayerNorm2d, torch's own
 def test_fully_sharded_by_the_layer(net: nn.Module, name: str) -> None:
-    """Where the module that must be given the unmasked shortcut is a unit of FSDP2, it is handed a view of it."""
+    """A module that must be given the unmasked shortcut is then handed a view of the masked one."""
     from torch.distributed.fsdp import fully_shard
 
     twin = copy.deepcopy(net)
