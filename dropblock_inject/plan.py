@@ -92,9 +92,11 @@ class InjectionPlan(_Sites):
                 raise DropBlockValueError(
                     f"{name or 'the model'} is not the module it was when this plan was made; plan again"
                 )
+        # Nothing but the splicing may fail once it has begun: it takes back what it did.
+        report = InjectionReport(self.model, self._sites, self._trace)
+        logger.info("putting %d DropBlocks into %s", len(self), type(self.model).__name__)
         splice(self.model, self._sites, self._block_size, self._options)
-        logger.info("put %d DropBlocks into %s", len(self), type(self.model).__name__)
-        return InjectionReport(self.model, self._sites, self._trace)
+        return report
 
 
 def inject_dropblock(

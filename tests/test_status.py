@@ -92,5 +92,5 @@ def test_an_injection_is_logged_and_nothing_is_printed(caplog, capsys):
     net = CifarResNet(1)
     with caplog.at_level(logging.INFO, "dropblock_inject"):
         inject_dropblock(net, **OPTIONS)
-    assert [record.getMessage() for record in caplog.records] == ["put 6 DropBlocks into CifarResNet"]
+    assert [record.getMessage() for record in caplog.records] == ["putting 6 DropBlocks into CifarResNet"]
     assert capsys.readouterr() == ("", "")
