@@ -78,7 +78,7 @@ def unsplice(model: nn.Module) -> int:
     """Takes every injected DropBlock out; returns how many there were."""
     count = len(injected(model))
     for tables, key, _ in list(_hooks(model)):
-        for table in tables:
+        for table in reversed(tables):  # the hook itself last: by it a removal after an interrupted one finds the rest
             table.pop(key, None)
     for owner in list(model.modules()):
         for attribute, child in list(owner._modules.items()):
