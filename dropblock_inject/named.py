@@ -48,7 +48,9 @@ def find_model(name: str) -> tuple[str, str]:
         )
     candidates = {one: _names(one) for one in ((library,) if library else LIBRARIES) if find_spec(one)}
     if not candidates:
-        raise DropBlockValueError(f"{library or 'timm or torchvision'} is not installed: pip install {library or 'timm'}")
+        raise DropBlockValueError(
+            f"{library or 'timm or torchvision'} is not installed: pip install {library or 'timm'}"
+        )
     for found, names in candidates.items():
         if bare.split(".")[0] in names:  # timm's names may say which weights, as in resnet50.a1_in1k
             return found, bare

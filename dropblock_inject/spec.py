@@ -90,7 +90,8 @@ def mask_spec(
 def scale_for(lost: Tensor, spec: MaskSpec) -> Tensor:
     """The scale that keeps the expectation, from how many pixels of the masks of each sample are dropped."""
     if spec.rescale is None or spec.rescale == "expected":
-        scale = 1.0 if spec.rescale is None else 1 / spec.keep_prob
+        largest = torch.finfo(spec.precision).max  # an infinite scale would make NaN of a zero
+        scale = 1.0 if spec.rescale is None else min(1 / spec.keep_prob, largest)
         return torch.full((), scale, dtype=spec.precision, device=lost.device)
     total = spec.pixels
     if spec.rescale == "batch":

@@ -270,3 +270,16 @@ def test_the_kernels_compile_for_gpus(tmp_path):
     run = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert len(run.stdout.splitlines()) == 18
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("keep_prob", [1e-40, 1e-300])
+def test_the_expected_scale_is_finite_however_little_is_kept(backend, keep_prob, calibrated):
+    """An infinite one would make NaN of the zeros that ReLU puts out."""
+    device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
+    x = torch.zeros(2, 3, 9, 9, device=device)
+    spec = mask_spec(tuple(x.shape), x.dtype, 1, (3, 3), keep_prob, calibrated, True, "expected")
+    output = torch.empty_like(x)
+    scale = backend.drop(x, output, torch.tensor(0, device=device), None, spec)
+    assert scale.isfinite()
+    assert not output.any()
