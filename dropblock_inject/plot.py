@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _COLORS = {"branch": "#d1495b", "skip": "#edae49", "output": "#00798c"}
 _STAGE_COLORS = ("#7d8491", "#8d96a3", "#66a182", "#2e4057", "#d1495b", "#00798c", "#edae49")
-_DROPPED = "#e4e4e4"
+_DROPPED, _GREY = "#e4e4e4", "#444444"
 
 
 class PlotError(DropBlockInjectError, ImportError):
@@ -96,8 +96,9 @@ def plot_feature_maps(
     strongest = features.flatten(1).var(1).argsort(descending=True)[: min(channels, len(features))]
     shown = features[strongest]
     masks = _masks(tuple(shown.shape), keep_prob, block_size, seed)
-    figure = _figure(13.2, 1.62 * len(shown) + 1.0)
-    pictured, maps, masked = figure.subfigures(1, 3, width_ratios=(3.1, 4, 3))
+    figure = _figure(13.2, 1.34 * len(shown) + 0.9)
+    parts: Any = figure.subfigures(1, 3, width_ratios=(3.1, 4, 3))
+    pictured, maps, masked = parts
     _image(pictured.subplots(), image)
     pictured.suptitle("input")
     for part, columns in (
@@ -166,7 +167,8 @@ def plot_plan(plan: InjectionPlan, example_input: Any = None) -> Figure:
     by_block: dict[str, list[Site]] = {}
     for site in plan:
         by_block.setdefault(site.block, []).append(site)
-    widths = [sum(_width(by_block.get(block.name, [])) for block in stage.blocks) + 0.6 for stage in stages]
+    blocks = [sum(_width(by_block.get(block.name, [])) for block in stage.blocks) for stage in stages]
+    widths = [max(width + 0.6, 2.8) for width in blocks]  # room for the writing above and below
     figure = _figure(min(max(0.34 * sum(widths), 7.5), 22), 3.3)
     axis = figure.subplots()
     axis.set_axis_off()
@@ -174,52 +176,54 @@ def plot_plan(plan: InjectionPlan, example_input: Any = None) -> Figure:
     for number, (stage, width) in enumerate(zip(stages, widths, strict=True)):
         _draw_stage(axis, stage, left, width, by_block)
         if number:
-            axis.annotate("", (left, 0), (left - 0.5, 0), arrowprops={"arrowstyle": "-|>", "color": "#444444"})
+            axis.annotate("", (left, 0), (left - 0.5, 0), arrowprops={"arrowstyle": "-|>", "color": _GREY})
         left += width + 0.5
     for where in ("skip", "branch", "output"):
         count = sum(site.where == where for site in plan)
         if count:
-            marker = {"label": f"{where} ({count})", "color": _COLORS[where]}
-            axis.plot([], [], "s", markersize=8, **marker)
+            axis.plot([], [], "s", markersize=8, label=f"{where} ({count})", color=_COLORS[where])
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=3, frameon=False)
     axis.set_xlim(-0.2, left - 0.3)
     axis.set_ylim(-2.1, 2.3)
-    blocks = len(by_block)
-    axis.set_title(f"DropBlock in {type(plan.model).__name__}: {len(plan)} sites in {blocks} blocks", loc="left")
+    axis.set_title(f"DropBlock in {type(plan.model).__name__}: {len(plan)} sites in {len(by_block)} blocks", loc="left")
     return figure
 
 
 def _draw_stage(axis: Axes, stage: Stage, left: float, width: float, by_block: dict[str, list[Site]]) -> None:
-    """A panel with the blocks of a stage: shortcuts in the upper lane, branches in the middle, the output at the end."""
-    from matplotlib.patches import FancyBboxPatch, Rectangle
+    """A panel with the blocks of a stage: shortcuts above, branches below, and the output behind the branches."""
+    from matplotlib.patches import FancyBboxPatch
 
     sites = [site for block in stage.blocks for site in by_block.get(block.name, [])]
-    panel = {"boxstyle": "round,pad=0.08", "linewidth": 1}
     face, edge = ("#f2f5fa", "#2e4057") if sites else ("#fafafa", "#bbbbbb")
-    axis.add_patch(FancyBboxPatch((left, -1.2), width, 2.4, facecolor=face, edgecolor=edge, **panel))
+    style = "round,pad=0.08"
+    axis.add_patch(FancyBboxPatch((left, -1.2), width, 2.4, boxstyle=style, facecolor=face, edgecolor=edge))
     size = "x".join(map(str, stage.map_size))
-    dropped = sorted({f"{site.keep_prob:g}" for site in sites})
-    below = f"keep {', '.join(dropped)}" if sites else "no DropBlock"
-    axis.text(left + width / 2, 1.75, f"stage {stage.index}", ha="center", weight="bold", fontsize=10)
-    axis.text(left + width / 2, 1.4, f"{stage.channels} x {size}", ha="center", fontsize=8, color="#444444")
-    axis.text(left + width / 2, -1.6, below, ha="center", fontsize=8, color="#444444")
-    at = left + 0.3
+    kept = ", ".join(sorted({f"{site.keep_prob:g}" for site in sites}))
+    middle = left + width / 2
+    axis.text(middle, 1.75, f"stage {stage.index}", ha="center", weight="bold", fontsize=10)
+    axis.text(middle, 1.4, f"{stage.channels} x {size}", ha="center", fontsize=8, color=_GREY)
+    axis.text(middle, -1.6, f"keep {kept}" if sites else "no DropBlock", ha="center", fontsize=8, color=_GREY)
+    at = middle - sum(_width(by_block.get(block.name, [])) for block in stage.blocks) / 2
     for block in stage.blocks:
         own = by_block.get(block.name, [])
-        wide = _width(own)
-        axis.add_patch(
-            Rectangle((at + 0.05, -0.95), wide - 0.1, 1.9, facecolor="white", edgecolor="#9aa3af", linewidth=0.8)
-        )
-        lanes = {where: [site for site in own if site.where == where] for where in _COLORS}
-        for where, (first, height) in {"skip": (0, 0.5), "branch": (0, -0.3), "output": (0, -0.3)}.items():
-            offset = first + (len(lanes["branch"]) if where == "output" else 0)
-            if where == "skip":
-                offset = (wide - 0.3 - 0.6 * len(lanes["skip"])) / 2 / 0.6
-            for number, site in enumerate(lanes[where]):
-                x = at + 0.15 + 0.6 * (offset + number)
-                mark = Rectangle((x, height - 0.22), 0.5, 0.44, facecolor=_COLORS[site.where], edgecolor="none")
-                axis.add_patch(mark)
-        at += wide
+        _draw_block(axis, own, at, _width(own))
+        at += _width(own)
+
+
+def _draw_block(axis: Axes, sites: Sequence[Site], left: float, width: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    box = Rectangle((left + 0.05, -0.95), width - 0.1, 1.9, facecolor="white", edgecolor="#9aa3af", linewidth=0.8)
+    axis.add_patch(box)
+    skips = [site for site in sites if site.where == "skip"]
+    others = sorted((site for site in sites if site.where != "skip"), key=lambda site: site.where)  # branch, output
+    for lane, height in ((skips, 0.5), (others, -0.3)):
+        if lane:
+            axis.plot([left + 0.05, left + width - 0.05], [height, height], color="#9aa3af", linewidth=0.8, zorder=1)
+        first = left + width / 2 - 0.3 * len(lane) + 0.05
+        for number, site in enumerate(lane):
+            corner = (first + 0.6 * number, height - 0.22)
+            axis.add_patch(Rectangle(corner, 0.5, 0.44, facecolor=_COLORS[site.where], zorder=2))
 
 
 def _width(sites: Sequence[Site]) -> float:
