@@ -18,6 +18,18 @@ from .errors import DropBlockTypeError, DropBlockValueError
 LIBRARIES = ("timm", "torchvision")
 
 
+def build_without_data(name: str) -> nn.Module:
+    """As :func:`build_model`, but a library's model has shapes only: even the largest is there in a moment."""
+    if ".py:" in name:
+        return _made_by_file(name, pretrained=False)
+    find_model(name)
+    try:
+        with torch.device("meta"):
+            return build_model(name)
+    except Exception:  # some constructors look at values
+        return build_model(name)
+
+
 def build_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
     """Builds a model.
 
