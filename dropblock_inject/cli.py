@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .errors import DropBlockInjectError
+from .errors import DropBlockInjectError, DropBlockValueError
 
 _EXAMPLES = """
 examples:
@@ -231,6 +231,10 @@ def _bench(arguments: argparse.Namespace) -> None:
     from .bench import FLOOR, bench, machine
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise DropBlockValueError(f"no device {device}: {str(error).splitlines()[0]}") from None
     shape = "x".join(map(str, arguments.shape))
     print(
         f"{machine()}; {shape}, keep_prob {arguments.keep_prob:g}, block {arguments.block_size}; medians of one run\n"
@@ -257,8 +261,6 @@ def _save(figure: Any, file: Path) -> None:
     try:
         figure.savefig(file)
     except ValueError as error:  # a kind of file that matplotlib does not know
-        from .errors import DropBlockValueError
-
         raise DropBlockValueError(f"{file}: {error}") from None
     print(f"wrote {file}", file=sys.stderr)
 

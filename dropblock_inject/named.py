@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -46,9 +48,17 @@ def build_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mo
     if ".py:" in name:
         return _made_by_file(name, pretrained)
     library, bare = find_model(name)
-    if library == "timm":
-        return import_module("timm").create_model(bare, pretrained=pretrained, **options)
-    return import_module("torchvision").models.get_model(bare, weights="DEFAULT" if pretrained else None, **options)
+    try:
+        if library == "timm":
+            return import_module("timm").create_model(bare, pretrained=pretrained, **options)
+        return import_module("torchvision").models.get_model(bare, weights="DEFAULT" if pretrained else None, **options)
+    except Exception as error:  # each way to download has its own
+        if not pretrained:
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise DropBlockValueError(
+            f"no pretrained weights for {name}: {reason}; check the connection, or give a file of weights"
+        ) from None
 
 
 def find_model(name: str) -> tuple[str, str]:
@@ -82,16 +92,37 @@ def _made_by_file(name: str, pretrained: bool) -> nn.Module:
         raise DropBlockValueError(f"pretrained weights are for models of a library; let {function}() load its own")
     if not Path(file).is_file():
         raise DropBlockValueError(f"no file {file}")
-    found = runpy.run_path(file)
+    with _importable(Path(file).resolve().parent), _said_briefly(file):
+        found = runpy.run_path(file)
     functions: dict[str, Callable[[], Any]] = {key: value for key, value in found.items() if callable(value)}
     if function not in functions:
         close = get_close_matches(function, functions, n=4)
         advice = f"; did you mean {', '.join(close)}?" if close else ""
         raise DropBlockValueError(f"no function {function!r} in {file}{advice}")
-    model = functions[function]()
+    with _importable(Path(file).resolve().parent), _said_briefly(f"{function}() of {file}"):
+        model = functions[function]()
     if not isinstance(model, nn.Module):
         raise DropBlockTypeError(f"{name} made a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """As for a script: what lies beside it can be imported."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+@contextmanager
+def _said_briefly(what: str) -> Iterator[None]:
+    """Whatever goes wrong in the user's code, in a line."""
+    try:
+        yield
+    except Exception as error:
+        raise DropBlockValueError(f"{what} failed: {type(error).__name__}: {error}") from error
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

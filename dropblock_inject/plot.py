@@ -253,7 +253,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _image(axis: Axes, image: Any, **options: Any) -> None:
-    axis.imshow(image, interpolation="nearest", **options)
+    axis.imshow(image.numpy() if isinstance(image, Tensor) else image, interpolation="nearest", **options)
     axis.set_xticks([])
     axis.set_yticks([])
 
@@ -261,9 +261,7 @@ def _image(axis: Axes, image: Any, **options: Any) -> None:
 def _colormap() -> Any:
     from matplotlib import colormaps
 
-    colors = colormaps["viridis"].copy()
-    colors.set_bad(_DROPPED)
-    return colors
+    return colormaps["viridis"].with_extremes(bad=_DROPPED)
 
 
 def _as_text(block_size: BlockSize) -> str:

@@ -223,7 +223,7 @@ EVERY_KIND = (
 def image_shape(name: str) -> tuple[int, ...]:
     """Channels and pixels of the images that the tests give to a network."""
     if name == "own:video_net":
-        return 3, 8, 16, 16
+        return 3, 16, 16, 16
     return (3, 32, 32) if name.startswith("own:") else (3, 96, 96)
 
 

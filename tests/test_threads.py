@@ -124,5 +124,5 @@ def test_many_steps_leave_nothing_behind(before: int, steps: int) -> None:
 
     tensors, things = left_after(before)
     tensors_after, things_after = left_after(steps)
-    assert tensors_after == tensors
+    assert tensors_after <= tensors
     assert things_after - things < steps / 10

@@ -1,0 +1,378 @@
+"""A study: DropBlock beside other regularisers, one recipe, several seeds, whatever the numbers say.
+
+    pip install "dropblock-inject[examples,plot]"
+
+Fashion-MNIST in data/FashionMNIST/raw, or downloaded to there; two networks from scratch on few images, and the
+fine-tuning of a pretrained one. It can be stopped at any time and goes on where it was; the results are a line per run
+in a CSV file, from which the table and the picture are made.
+
+    python regularizers.py --download
+    python regularizers.py --networks resnet --parts table --seeds 5 --jobs 2
+    python regularizers.py --report                     # the table of what there is, and a picture
+
+Your own images, in train/CLASS/*.jpg and val/CLASS/*.jpg, or a dataset of torchvision:
+
+    python regularizers.py --data-dir flowers --networks lite0
+    python regularizers.py --dataset cifar10 --root data
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from data import DATASETS, load_data
+from models import imagenet_lite0
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
+from tqdm import tqdm
+
+from dropblock_inject import DropBlock, KeepProbSchedule, inject_dropblock
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a row of the table trains with.
+
+    Attributes:
+        name: in the table.
+        drops: whether anything is dropped of the feature maps.
+        block_size: as in inject_dropblock; 1 is Dropout, a block as large as any map is SpatialDropout.
+        keep_prob: of all sites alike.
+        scheduled: from 1 to keep_prob over the training; else constant.
+        stages, where: as in inject_dropblock.
+        torch_layer: torch's own layer at the same sites, in place of DropBlock.
+        label_smoothing: as in torch's cross_entropy.
+        drop_path: probability with which a block of the residual network is passed over, in the deepest block.
+    """
+
+    name: str
+    drops: bool = True
+    block_size: int = 5
+    keep_prob: float = 0.9
+    scheduled: bool = True
+    stages: tuple[int, ...] = (-2, -1)
+    where: str = "paper"
+    torch_layer: str = ""
+    label_smoothing: float = 0.0
+    drop_path: float = 0.0
+
+
+WHOLE_MAP = 1000  # clipped to the map
+_DROPBLOCK = Setting("DropBlock, scheduled")
+TABLE = (
+    Setting("baseline", drops=False),
+    replace(_DROPBLOCK, name="Dropout (block_size=1)", block_size=1, scheduled=False),
+    replace(_DROPBLOCK, name="Dropout (torch's)", torch_layer="dropout", scheduled=False),
+    replace(_DROPBLOCK, name="SpatialDropout (block as the map)", block_size=WHOLE_MAP, scheduled=False),
+    replace(_DROPBLOCK, name="SpatialDropout (torch's Dropout2d)", torch_layer="dropout2d", scheduled=False),
+    Setting("DropPath", drops=False, drop_path=0.2),
+    Setting("label smoothing", drops=False, label_smoothing=0.1),
+    replace(_DROPBLOCK, name="DropBlock, constant", scheduled=False),
+    _DROPBLOCK,
+    replace(_DROPBLOCK, name="DropBlock, scheduled + label smoothing", label_smoothing=0.1),
+)
+SWEEPS = (
+    *(replace(_DROPBLOCK, name=f"block_size {size}", block_size=size) for size in (1, 3, 5, 7)),
+    *(replace(_DROPBLOCK, name=f"keep_prob {keep_prob}", keep_prob=keep_prob) for keep_prob in (0.95, 0.9, 0.8, 0.7)),
+    replace(_DROPBLOCK, name="last stage only", stages=(-1,)),
+    replace(_DROPBLOCK, name="branch only", where="branch"),
+)
+PARTS = {"table": TABLE, "sweeps": SWEEPS}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: SGD with momentum, one cycle of the learning rate, shifted and mirrored images."""
+
+    image_size: int
+    images: int
+    epochs: int
+    lr: float
+    batch_size: int = 64
+    weight_decay: float = 5e-4
+
+
+RECIPES = {
+    "plain": Recipe(image_size=28, images=2000, epochs=30, lr=0.05),
+    "resnet": Recipe(image_size=28, images=2000, epochs=30, lr=0.1),
+    "lite0": Recipe(image_size=96, images=500, epochs=12, lr=0.02, batch_size=32),
+}
+
+
+class PlainConvNet(nn.Sequential):
+    """Convolution, batch normalisation, ReLU, at three resolutions."""
+
+    def __init__(self, classes: int) -> None:
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in (32, 64, 128):
+            for _ in range(2):
+                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        super().__init__(*layers[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, drop_path: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.drop_path = StochasticDepth(drop_path, "row")
+        self.shortcut = nn.Sequential()
+        if stride > 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(self.drop_path(branch) + self.shortcut(x))
+
+
+class ResNet14(nn.Sequential):
+    """The CIFAR form of the residual network: two blocks at each of three resolutions. DropPath grows with depth."""
+
+    def __init__(self, classes: int, drop_path: float) -> None:
+        stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        shapes = [(16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+        blocks = [BasicBlock(*shape, drop_path * (i + 1) / len(shapes)) for i, shape in enumerate(shapes)]
+        super().__init__(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+
+
+def make_network(name: str, classes: int, setting: Setting) -> nn.Module:
+    if name == "plain":
+        return PlainConvNet(classes)
+    if name == "resnet":
+        return ResNet14(classes, setting.drop_path)
+    net: Any = imagenet_lite0()
+    net.reset_classifier(classes)
+    residual = [module for module in net.modules() if hasattr(module, "drop_path")]
+    for number, block in enumerate(residual):
+        block.drop_path = StochasticDepth(setting.drop_path * (number + 1) / len(residual), "row")
+    return net
+
+
+def applies(network: str, setting: Setting) -> bool:
+    """A network without shortcuts has no paths to drop, and no skip."""
+    return network != "plain" or not (setting.drop_path or setting.where == "branch")
+
+
+def put_in(net: nn.Module, setting: Setting, recipe: Recipe) -> KeepProbSchedule | None:
+    """DropBlock, or torch's layer at its sites; the schedule, if anything is dropped."""
+    if not setting.drops:
+        return None
+    example = torch.empty(1, 3, recipe.image_size, recipe.image_size)
+    where = "branch" if isinstance(net, PlainConvNet) else setting.where
+    inject_dropblock(
+        net,
+        setting.stages,
+        keep_prob=setting.keep_prob,
+        block_size=setting.block_size,
+        where=where,
+        depth_scaling=False,
+        example_input=example,
+    )
+    if setting.torch_layer:
+        layer = {"dropout": F.dropout, "dropout2d": F.dropout2d}[setting.torch_layer]
+        for module in net.modules():
+            if isinstance(module, DropBlock):
+                module.observer = lambda _, x, own=module: layer(x, 1 - own.keep_prob, own.training)
+    steps = recipe.epochs * (recipe.images // recipe.batch_size)
+    return KeepProbSchedule(net, steps, mode="linear" if setting.scheduled else "constant")
+
+
+@lru_cache(maxsize=1)
+def load(source: tuple[str, str | None, str, bool], size: int, images: int) -> tuple[Tensor, ...]:
+    """Training images and labels, test images and labels, as tensors; so many training images, of each class alike."""
+    data = load_data(*source)
+
+    def tensors(part: Sequence[Any], limit: int | None) -> tuple[Tensor, Tensor]:
+        labels = torch.tensor([int(label) for _, label in part])
+        if limit is not None:
+            order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+            each = [order[labels[order] == index][: limit // data.classes] for index in range(data.classes)]
+            chosen = torch.cat(each).tolist()
+        else:
+            chosen = list(range(len(labels)))
+        pixels = [torch.frombuffer(bytearray(picture(part[i][0], size)), dtype=torch.uint8) for i in chosen]
+        images = torch.stack(pixels).view(-1, size, size, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return images.contiguous(), labels[chosen]
+
+    return *tensors(data.train, images), *tensors(data.val, None)
+
+
+def picture(image: Any, size: int) -> bytes:
+    return image.convert("RGB").resize((size, size)).tobytes()
+
+
+def vary(images: Tensor) -> Tensor:
+    """Mirrored and shifted by up to an eighth, each in its own way."""
+    count, _, size, _ = images.shape
+    images = torch.where(torch.rand(count, 1, 1, 1) < 0.5, images.flip(-1), images)
+    margin = size // 8
+    padded = F.pad(images, [margin] * 4, mode="reflect")
+    down, right = torch.randint(0, 2 * margin + 1, (2, count, 1))
+    rows, columns = torch.arange(size) + down, torch.arange(size) + right
+    return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
+def train(network: str, setting: Setting, seed: int, source: tuple[str, str | None, str, bool]) -> float:
+    """The accuracy on the test images at the end of the training, in percent."""
+    torch.set_num_threads(1)
+    recipe = RECIPES[network]
+    images, labels, test_images, test_labels = load(source, recipe.image_size, recipe.images)
+    torch.manual_seed(seed)
+    net = make_network(network, int(labels.max()) + 1, setting).to(memory_format=torch.channels_last)
+    schedule = put_in(net, setting, recipe)
+    steps = recipe.epochs * (len(images) // recipe.batch_size)
+    options: dict[str, Any] = {"lr": recipe.lr, "momentum": 0.9, "nesterov": True, "weight_decay": recipe.weight_decay}
+    optimizer = torch.optim.SGD(net.parameters(), **options)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, steps)
+    if schedule is not None:
+        schedule.attach(optimizer)
+    for batch in batches(len(images), recipe):
+        inputs = vary(images[batch]).contiguous(memory_format=torch.channels_last)
+        loss = F.cross_entropy(net.train()(inputs), labels[batch], label_smoothing=setting.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rates.step()
+    net.eval()
+    with torch.no_grad():
+        parts = zip(test_images.split(500), test_labels.split(500), strict=True)
+        right = sum(int((net(inputs).argmax(1) == wanted).sum()) for inputs, wanted in parts)
+    return 100 * right / len(test_labels)
+
+
+def batches(count: int, recipe: Recipe) -> Iterator[Tensor]:
+    for _ in range(recipe.epochs):
+        yield from torch.randperm(count)[: count // recipe.batch_size * recipe.batch_size].split(recipe.batch_size)
+
+
+FIELDS = ("dataset", "network", "part", "setting", "seed", "accuracy")
+
+
+def run(args: argparse.Namespace) -> None:
+    """All runs that are not in the file yet."""
+    source = (args.dataset, args.data_dir, args.root, args.download)
+    dataset = args.data_dir or args.dataset
+    load_data(*source)  # downloads it, if asked to, before there are several processes
+    source = (*source[:3], False)
+    done = {tuple(row[name] for name in FIELDS[:-1]) for row in read(args.output)}
+    # All settings of a seed before the next one: an unfinished table compares all of them.
+    runs = [
+        (dataset, network, part, setting, seed)
+        for seed, network, part in itertools.product(range(args.seeds), args.networks, args.parts)
+        for setting in PARTS[part]
+        if applies(network, setting) and (dataset, network, part, setting.name, str(seed)) not in done
+    ]
+    with ProcessPoolExecutor(args.jobs) as pool, tqdm(total=len(runs), unit="run") as bar:
+        futures = {
+            pool.submit(train, network, setting, seed, source): (dataset, network, part, setting.name, seed)
+            for _, network, part, setting, seed in runs
+        }
+        try:
+            for future in as_completed(futures):
+                write((*futures[future], f"{future.result():.2f}"), args.output)
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(row: Sequence[object], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        csv.writer(file).writerows([FIELDS, row] if new else [row])
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def report(path: Path) -> None:
+    """Prints the tables as Markdown and draws them beside the file."""
+    grouped: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for row in read(path):
+        key = row["dataset"], row["network"], row["part"]
+        grouped.setdefault(key, {}).setdefault(row["setting"], []).append(float(row["accuracy"]))
+    if not grouped:
+        raise SystemExit(f"error: there are no results in {path} yet")
+    for (dataset, network, part), found in sorted(grouped.items()):
+        recipe = RECIPES[network]
+        print(f"\n{network}, {part}: {recipe.images} training images of {dataset}, {recipe.epochs} epochs\n")
+        print("| regulariser | test accuracy, % | standard deviation | seeds |\n|---|---|---|---|")
+        for setting in PARTS[part]:
+            if values := found.get(setting.name):
+                spread = f"{stdev(values):.2f}" if len(values) > 1 else ""
+                print(f"| {setting.name} | {mean(values):.2f} | {spread} | {len(values)} |")
+    plot(grouped, path.with_suffix(".png"))
+
+
+def plot(grouped: dict[tuple[str, str, str], dict[str, list[float]]], path: Path) -> None:
+    """Means with their standard errors, a panel for each network and part."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6 * len(grouped), 4.4), layout="constrained", dpi=150)
+    axes = figure.subplots(1, len(grouped), squeeze=False)[0]
+    for axis, ((dataset, network, part), found) in zip(axes, sorted(grouped.items()), strict=True):
+        names = [setting.name for setting in PARTS[part] if setting.name in found][::-1]
+        means = [mean(found[name]) for name in names]
+        errors = [stdev(found[name]) / len(found[name]) ** 0.5 if len(found[name]) > 1 else 0 for name in names]
+        colors = ["#d1495b" if "DropBlock" in name or part == "sweeps" else "#30638e" for name in names]
+        axis.errorbar(means, names, xerr=errors, fmt="none", ecolor=colors, capsize=3)
+        axis.scatter(means, names, c=colors, zorder=3)
+        if "baseline" in names:
+            axis.axvline(mean(found["baseline"]), color="#888888", linewidth=0.8, linestyle="--")
+        axis.set_title(f"{network}, {dataset}, {len(next(iter(found.values())))} seeds", fontsize=10)
+        axis.set_xlabel("test accuracy, % (mean and standard error)")
+        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+    print(f"\nwrote {path}", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="DropBlock beside other regularisers.")
+    add = parser.add_argument
+    add("--dataset", default="fashion-mnist", choices=DATASETS, metavar="NAME", help="of torchvision (%(default)s)")
+    add("--root", default="data", metavar="DIR", help="where torchvision's datasets are (%(default)s)")
+    add("--download", action="store_true", help="download the dataset to there")
+    add("--data-dir", metavar="DIR", help="your own images: train/CLASS/*.jpg and val/CLASS/*.jpg")
+    add("--networks", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="NAME", help=f"({' '.join(RECIPES)})")
+    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, metavar="NAME", help=f"({' '.join(PARTS)})")
+    add("--seeds", type=int, default=5, metavar="N", help="runs of each setting (%(default)s)")
+    add("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes (%(default)s)")
+    add("--output", type=Path, default=Path("runs/regularizers.csv"), help="(%(default)s)")
+    add("--report", action="store_true", help="only the tables and the picture of what there is")
+    args = parser.parse_args(argv)
+    try:
+        if not args.report:
+            run(args)
+    except KeyboardInterrupt:
+        raise SystemExit("\ninterrupted; the same command goes on") from None
+    report(args.output)
+
+
+if __name__ == "__main__":
+    main()
