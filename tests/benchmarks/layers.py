@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from torchvision.ops import drop_block2d as torchvision_drop_block
 
 from dropblock_inject import drop_block
+from dropblock_inject.bench import FLOOR
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from dropblock import DropBlock2D as PyPIDropBlock
 
-FLOOR = "x * scalar"
+
 OURS, OURS_SHARED = "dropblock_inject", "dropblock_inject, shared mask"
 TORCHVISION = "torchvision"
 TIMM, TIMM_SHARED = "timm, mask per channel", "timm, shared mask"

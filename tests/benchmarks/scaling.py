@@ -11,10 +11,11 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from timing import interleaved, machine, markdown
+from tables import markdown
 from torch import Tensor
 
 from dropblock_inject import drop_block
+from dropblock_inject.bench import interleaved, machine
 
 BASE = {"batch": 16, "side": 14, "channels": 512, "sites": 1}
 GROWTH = {

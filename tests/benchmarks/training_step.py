@@ -16,11 +16,12 @@ from unittest import mock
 
 import timm
 import torch
-from timing import interleaved, machine, markdown
+from tables import markdown
 from torch import Tensor, nn
 from torchvision.ops import drop_block2d
 
 from dropblock_inject import drop_block, dropblock_sites, inject_dropblock, layer
+from dropblock_inject.bench import interleaved, machine
 
 NETWORKS = ("resnet50", "efficientnet_b0")
 NONE, OURS, TORCHVISION = "none", "dropblock_inject", "torchvision's layer"
