@@ -72,7 +72,9 @@ class DropBlockCallback(Callback):
         self._driver.inject(self._network(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        schedule = self._driver.begin(self._network(pl_module), trainer.estimated_stepping_batches)
+        # A checkpoint from before DropBlock has no schedule: it goes on at the step that the training has reached.
+        done = trainer.global_step // len(trainer.optimizers)
+        schedule = self._driver.begin(self._network(pl_module), trainer.estimated_stepping_batches, last_step=done - 1)
         if self._saved is not None:
             schedule.load_state_dict(self._saved, strict=False)
         self._handle = schedule.attach(trainer.optimizers[0])

@@ -131,6 +131,42 @@ def test_a_longer_training_goes_on_and_says_what_that_changes(tmp_path: Path, ca
     assert callback.schedule.last_step == 24
 
 
+def test_a_training_that_began_without_dropblock_goes_on_with_it(tmp_path: Path) -> None:
+    saving = lightning.callbacks.ModelCheckpoint(tmp_path)
+    trainer(tmp_path, saving, max_epochs=1).fit(Classifier(), loader())
+    callback, trace = DropBlockCallback((-2, -1), **SMALL), Trace()
+    trainer(tmp_path, callback, trace).fit(Classifier(), loader(), ckpt_path=saving.best_model_path)
+    assert sorted(trace.values) == list(range(6, 12))
+    assert min(trace.values[6]) == pytest.approx(callback.schedule.value_at(6)) != 1
+    assert callback.schedule.last_step == 12
+
+
+class Adversaries(Classifier):
+    """Two optimizers that the module steps itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.critic = nn.Linear(10, 1)
+
+    def training_step(self, batch: list[Tensor], index: int) -> None:
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.critic(self.network(batch[0])).square().mean())
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(part.parameters(), lr=0.01) for part in (self.network, self.critic)]
+
+
+def test_of_two_optimizers_the_first_moves_the_schedule(tmp_path: Path) -> None:
+    callback = DropBlockCallback((-2, -1), **SMALL)
+    fit = trainer(tmp_path, callback)
+    fit.fit(Adversaries(), loader())
+    assert fit.global_step == 24
+    assert callback.schedule.last_step == 12 == callback.schedule.total_steps
+
+
 def test_early_stopping_leaves_the_schedule_where_it_stood(tmp_path: Path) -> None:
     callback = DropBlockCallback((-2, -1), **SMALL)
     fit = trainer(tmp_path, callback, max_epochs=10, max_steps=7)
