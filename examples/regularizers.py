@@ -335,11 +335,11 @@ def plot(grouped: dict[tuple[str, str, str], dict[str, list[float]]], path: Path
     axes = figure.subplots(1, len(grouped), squeeze=False)[0]
     for axis, ((dataset, network, part), found) in zip(axes, sorted(grouped.items()), strict=True):
         names = [setting.name for setting in PARTS[part] if setting.name in found][::-1]
-        means = [mean(found[name]) for name in names]
-        errors = [stdev(found[name]) / len(found[name]) ** 0.5 if len(found[name]) > 1 else 0 for name in names]
-        colors = ["#d1495b" if "DropBlock" in name or part == "sweeps" else "#30638e" for name in names]
-        axis.errorbar(means, names, xerr=errors, fmt="none", ecolor=colors, capsize=3)
-        axis.scatter(means, names, c=colors, zorder=3)
+        for name in names:
+            values = found[name]
+            error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
+            color = "#d1495b" if "DropBlock" in name or part == "sweeps" else "#30638e"
+            axis.errorbar(mean(values), name, xerr=error, fmt="o", color=color, capsize=3)
         if "baseline" in names:
             axis.axvline(mean(found["baseline"]), color="#888888", linewidth=0.8, linestyle="--")
         axis.set_title(f"{network}, {dataset}, {len(next(iter(found.values())))} seeds", fontsize=10)

@@ -1,0 +1,100 @@
+"""The study of regularisers, on a few digits."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dropblock_inject import DropBlock, dropblock_sites
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import regularizers
+from regularizers import RECIPES, SWEEPS, TABLE, Recipe, Setting, applies, make_network, put_in
+
+pytest.importorskip("matplotlib")
+
+TINY = Recipe(image_size=28, images=40, epochs=1, lr=0.05, batch_size=20, test_images=50)
+SETTINGS = {setting.name: setting for setting in (*TABLE, *SWEEPS)}
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "plain", TINY)
+    monkeypatch.setitem(RECIPES, "resnet", TINY)
+
+
+def run(folder: Path, *words: str) -> None:
+    regularizers.main(["--dataset", "digits", "--jobs", "1", "--output", str(folder / "study.csv"), *words])
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "study.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_it_runs_goes_on_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "--networks", "resnet", "--parts", "table", "--seeds", "1")
+    first = rows(tmp_path)
+    assert {row["setting"] for row in first} == {setting.name for setting in TABLE}
+    assert all(0 <= float(row["accuracy"]) <= 100 for row in first)
+    capsys.readouterr()
+    run(tmp_path, "--networks", "resnet", "--parts", "table", "--seeds", "2")
+    both = rows(tmp_path)
+    assert both[: len(first)] == first
+    assert len(both) == 2 * len(first)
+    printed = capsys.readouterr().out
+    values = [float(row["accuracy"]) for row in both if row["setting"] == "baseline"]
+    assert f"| baseline | {sum(values) / 2:.2f} |" in printed
+    assert printed.count("| 2 |") == len(TABLE)
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+    run(tmp_path, "--report")
+    assert rows(tmp_path) == both
+    assert capsys.readouterr().out == printed
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="there are no results in"):
+        run(tmp_path, "--report")
+
+
+@pytest.mark.parametrize("network", ["plain", "resnet"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_is_what_its_name_says(network: str, name: str) -> None:
+    setting = SETTINGS[name]
+    if not applies(network, setting):
+        return
+    net = make_network(network, 10, setting).train()
+    schedule = put_in(net, setting, TINY)
+    sites = dropblock_sites(net)
+    assert bool(sites) == setting.drops == (schedule is not None)
+    assert {site.keep_prob for site in sites} <= {1.0 if setting.scheduled else setting.keep_prob}
+    torch.manual_seed(1)
+    first = net(torch.randn(4, 3, 28, 28))
+    assert first.shape == (4, 10)
+    if schedule is not None:
+        schedule.step(2)
+        assert {site.keep_prob for site in dropblock_sites(net)} == {setting.keep_prob}
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("Dropout (torch's)", F.dropout), ("SpatialDropout (torch's Dropout2d)", F.dropout2d)]
+)
+def test_torch_s_layers_stand_at_the_same_sites(name: str, layer) -> None:
+    net = make_network("resnet", 10, SETTINGS[name]).train()
+    put_in(net, SETTINGS[name], TINY)
+    sites = [module for module in net.modules() if isinstance(module, DropBlock)]
+    own = make_network("resnet", 10, Setting("")).train()
+    put_in(own, Setting(""), TINY)
+    assert len(sites) == len(dropblock_sites(own))
+    x = torch.rand(2, 8, 7, 7)
+    torch.manual_seed(3)
+    found = sites[0](x)
+    torch.manual_seed(3)
+    assert torch.equal(found, layer(x, 1 - 0.9))
+    assert torch.equal(sites[0].eval()(x), x)
