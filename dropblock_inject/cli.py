@@ -110,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = command("bench", _bench, "what drop_block costs on this machine")
     bench.add_argument("--shape", type=_at_least_1, nargs=4, default=[32, 1024, 14, 14], metavar=("N", "C", "H", "W"))
-    _add_layer(bench, keep_prob=0.9)
+    _add_keep_prob(bench, 0.9)
+    bench.add_argument("--block-size", type=_at_least_1, default=7, metavar="N", help="pixels (7)")
     bench.add_argument("--device", help="(cuda where there is one)")
     bench.add_argument("--seconds", type=float, default=5, help="(5)")
     return parser
@@ -122,12 +123,18 @@ def _add_sites(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_layer(parser: argparse.ArgumentParser, keep_prob: float) -> None:
+    _add_keep_prob(parser, keep_prob)
+    parser.add_argument(
+        "--block-size", type=_pixels_or_share, default=7, metavar="N", help="pixels, or a share of the map (7)"
+    )
+
+
+def _add_keep_prob(parser: argparse.ArgumentParser, keep_prob: float) -> None:
     parser.add_argument("--keep-prob", type=float, default=keep_prob, metavar="P", help=f"share kept ({keep_prob:g})")
-    parser.add_argument("--block-size", type=_number, default=7, metavar="N", help="pixels, or a share of the map (7)")
 
 
 def _add_image_size(parser: argparse.ArgumentParser) -> None:
-    help = "pixels: one number, or height and width (what the model expects)"
+    help = "pixels: one number, or height and width, or frames, height and width (what the model expects)"
     parser.add_argument("--image-size", type=_at_least_1, nargs="+", metavar="N", help=help)
 
 
@@ -208,11 +215,13 @@ def _show(arguments: argparse.Namespace) -> None:
 def _schedule(arguments: argparse.Namespace) -> None:
     from torch import nn
 
+    from .functional import check_arguments
     from .layer import DropBlock
     from .plot import plot_schedule
     from .schedule import KeepProbSchedule
     from .selection import targets_of
 
+    check_arguments(arguments.keep_prob, 1, None)
     targets = targets_of(arguments.keep_prob, arguments.stages, max(arguments.stages), not arguments.no_depth_scaling)
     layers = nn.ModuleDict({f"stage {index}": DropBlock(target) for index, target in sorted(targets.items())})
     schedule = KeepProbSchedule(
@@ -250,11 +259,8 @@ def _example(arguments: argparse.Namespace) -> Any:
         return None
     import torch
 
-    return torch.empty(1, 3, *_height_and_width(arguments.image_size))
-
-
-def _height_and_width(size: list[int]) -> tuple[int, int]:
-    return size[0], size[-1]
+    size = arguments.image_size
+    return torch.empty(1, 3, *(size * 2 if len(size) == 1 else size))
 
 
 def _save(figure: Any, file: Path) -> None:
@@ -270,14 +276,14 @@ def _bold(text: str) -> str:
     return f"\033[1m{text}\033[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text
 
 
-def _number(text: str) -> int | float:
+def _pixels_or_share(text: str) -> int | float:
     try:
-        return int(text)
+        return float(text) if "." in text else int(text)
     except ValueError:
-        return float(text)
+        raise argparse.ArgumentTypeError(f"must be pixels or a share of the map, got {text!r}") from None
 
 
 def _at_least_1(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
     return int(text)

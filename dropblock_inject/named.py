@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ def build_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mo
     try:
         if library == "timm":
             return import_module("timm").create_model(bare, pretrained=pretrained, **options)
-        return import_module("torchvision").models.get_model(bare, weights="DEFAULT" if pretrained else None, **options)
+        models = import_module("torchvision").models
+        if not pretrained and "weights_backbone" in signature(models.get_model_builder(bare)).parameters:
+            options["weights_backbone"] = None  # else a detector downloads those
+        return models.get_model(bare, weights="DEFAULT" if pretrained else None, **options)
     except Exception as error:  # each way to download has its own
         if not pretrained:
             raise

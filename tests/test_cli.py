@@ -148,6 +148,7 @@ MISTAKES = [
         "pretrained weights are for models of a library",
     ),
     (["schedule", "--total-steps", "0", "-o", "x.png"], "total_steps must be at least 1, got 0"),
+    (["schedule", "--total-steps", "10", "--keep-prob", "2", "-o", "x.png"], r"keep_prob must be in \(0, 1\], got 2"),
     (["bench", "--keep-prob", "2"], r"keep_prob must be in \(0, 1\], got 2"),
     (["bench", "--device", "nowhere"], "nowhere"),
 ]
