@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import DropBlockTypeError, DropBlockValueError
+from ..errors import AlreadyInjectedError, DropBlockTypeError, DropBlockValueError
 from ..plan import inject_dropblock, remove_dropblock
 from ..schedule import KeepProbSchedule
 from ..status import dropblock_sites
@@ -46,21 +46,31 @@ class Driver:
         self.settings = {"verify": verify, **(schedule or {})}
         self.options = options
         self.schedule: KeepProbSchedule | None = None
+        self._sites: set[str] = set()  # what was injected here, by name
 
     def inject(self, model: nn.Module) -> None:
-        """Sees to it that the model has live DropBlocks.
+        """Sees to it that the model has live DropBlocks, those asked for.
 
         Where modules were replaced since (by a conversion to SyncBatchNorm, say), they are injected anew.
+
+        Raises:
+            AlreadyInjectedError: it has others.
         """
         if self.stages is None:
             return
         sites = dropblock_sites(model)
-        if sites and all(site.live for site in sites):
+        if not {site.name for site in sites} <= self._sites:
+            raise AlreadyInjectedError(
+                f"{type(model).__name__} has {len(sites)} DropBlocks that this callback did not inject; pass "
+                "stages=None to train with them as they are, or call remove_dropblock(model) before"
+            )
+        if sites and len(sites) == len(self._sites) and all(site.live for site in sites):
             return
         if sites:
             logger.info("modules of the model were replaced after the injection; injecting anew")
             remove_dropblock(model)
         logger.info("%s", inject_dropblock(model, self.stages, **self.options))
+        self._sites = {site.name for site in dropblock_sites(model)}
 
     def begin(self, model: nn.Module, total_steps: float, **settings: Any) -> KeepProbSchedule:
         """The schedule of a training that begins or goes on."""

@@ -229,6 +229,14 @@ def test_a_module_that_injects_itself_is_scheduled(tmp_path: Path) -> None:
     assert {site.stage for site in dropblock_sites(module)} == {3}
 
 
+def test_a_module_that_was_injected_otherwise_is_refused(tmp_path: Path) -> None:
+    module = Classifier()
+    inject_dropblock(module.network, (-1,), **SMALL)
+    fit = trainer(tmp_path, DropBlockCallback((-2, -1), **SMALL))
+    with pytest.raises(RuntimeError, match="3 DropBlocks that this callback did not inject; pass stages=None"):
+        fit.fit(module, loader())
+
+
 def test_a_compiled_module_trains_through_every_site(tmp_path: Path, caplog) -> None:
     torch._dynamo.reset()
     module = Classifier()
