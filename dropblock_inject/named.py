@@ -69,9 +69,7 @@ def find_model(name: str) -> tuple[str, str]:
     """The library that has the model, and its name there."""
     library, _, bare = name.rpartition(":")
     if library and library not in LIBRARIES:
-        raise DropBlockValueError(
-            f"unknown library {library!r} in {name!r}; use timm:NAME, torchvision:NAME or FILE.py:FUNCTION"
-        )
+        raise DropBlockValueError(f"unknown library in {name}; use timm:NAME or torchvision:NAME")
     candidates = {one: _names(one) for one in ((library,) if library else LIBRARIES) if find_spec(one)}
     if not candidates:
         raise DropBlockValueError(
@@ -82,7 +80,7 @@ def find_model(name: str) -> tuple[str, str]:
             return found, bare
     close = get_close_matches(bare, sorted(set().union(*candidates.values())), n=4)
     advice = f"did you mean {', '.join(close)}?" if close else "timm.list_models('*part*') finds names"
-    raise DropBlockValueError(f"no model {bare!r} in {' or '.join(candidates)}; {advice}")
+    raise DropBlockValueError(f"unknown model {name}; {advice}")
 
 
 def _names(library: str) -> list[str]:

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 import timm
 import torch
-import torchvision
 from checkpoint import read_file
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
+from dropblock_inject import named
+from dropblock_inject.named import find_model
+
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers of GoogLeNet and Inception for the training from scratch
-
-
-def find_model(name: str) -> tuple[str, str]:
-    """The library that has the model, and its name there; `name` may say which, as in ``torchvision:resnet18``."""
-    libraries = {"timm": timm.list_models(), "torchvision": torchvision.models.list_models(module=torchvision.models)}
-    wanted, _, bare = name.rpartition(":")
-    if wanted:
-        if wanted not in libraries:
-            raise SystemExit(f"error: unknown library in --model {name}; use timm:NAME or torchvision:NAME")
-        libraries = {wanted: libraries[wanted]}
-    for library, models in libraries.items():
-        if bare.split(".")[0] in models:  # timm's names may say which weights, as in resnet50.a1_in1k
-            return library, bare
-    close = get_close_matches(bare, sorted({model for models in libraries.values() for model in models}), n=4)
-    advice = f"did you mean {', '.join(close)}?" if close else "timm.list_models('*part*') finds names"
-    raise SystemExit(f"error: unknown model {name}; {advice}")
 
 
 def initial_model(name: str, classes: int, pretrained: bool, checkpoint: str | None) -> tuple[nn.Module, str]:
@@ -50,18 +35,10 @@ def initial_model(name: str, classes: int, pretrained: bool, checkpoint: str | N
 
 def build_model(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
     """The model with a classifier for so many classes; the rest has pretrained weights, or random ones."""
-    library, name = find_model(name)
-    try:
-        if library == "timm":
-            return timm.create_model(name, pretrained=pretrained, num_classes=classes)
-        model = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
-    except Exception as error:  # each library and each way to download has its own
-        if not pretrained:
-            raise
-        reason = str(error).strip().split("\n")[0]
-        raise SystemExit(
-            f"error: no pretrained weights for {name}: {reason}; check the connection, or give a file with --checkpoint"
-        ) from None
+    library, _ = find_model(name)
+    if library == "timm":
+        return named.build_model(name, pretrained=pretrained, num_classes=classes)
+    model: Any = named.build_model(name, pretrained=pretrained)
     for auxiliary in AUXILIARY:
         if hasattr(model, auxiliary):
             setattr(model, auxiliary, None)

@@ -226,7 +226,7 @@ def test_bad_checkpoint_at_the_command_line(tmp_path: Path) -> None:
     [
         ("--model resnet1O", "error: unknown model resnet1O; did you mean resnet1"),
         ("--model torchvision:resnet10t", "error: unknown model torchvision:resnet10t; did you mean resnet10"),
-        ("--model keras:resnet18", "error: unknown library in --model keras:resnet18; use timm:NAME or torchvision:"),
+        ("--model keras:resnet18", "error: unknown library in keras:resnet18; use timm:NAME or torchvision:"),
         ("--model qqqqqqqq", "error: unknown model qqqqqqqq; timm.list_models('*part*') finds names"),
         ("--dataset cifar", "argument --dataset: invalid choice: 'cifar' (choose from "),
         ("--dataset cifar10", "error: cifar10 is not in data/; pass --download, or --root with its folder"),

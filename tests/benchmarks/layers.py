@@ -8,10 +8,8 @@ from collections.abc import Callable
 from timm.layers.drop import drop_block_2d as timm_drop_block
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import drop_block2d as torchvision_drop_block
 
-from dropblock_inject import drop_block
-from dropblock_inject.bench import FLOOR
+from dropblock_inject import bench, drop_block
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -19,7 +17,6 @@ with warnings.catch_warnings():
 
 
 OURS, OURS_SHARED = "dropblock_inject", "dropblock_inject, shared mask"
-TORCHVISION = "torchvision"
 TIMM, TIMM_SHARED = "timm, mask per channel", "timm, shared mask"
 
 
@@ -27,13 +24,10 @@ def layers(keep_prob: float, block_size: int) -> dict[str, Callable[[Tensor], Te
     """Each as a function of a feature map in training mode."""
     drop_prob = 1 - keep_prob
     return {
-        FLOOR: lambda x: x * 1.1,
-        OURS: lambda x: drop_block(x, keep_prob, block_size),
+        **bench.layers(keep_prob, block_size),
         OURS_SHARED: lambda x: drop_block(x, keep_prob, block_size, per_channel=False),
-        TORCHVISION: lambda x: torchvision_drop_block(x, drop_prob, block_size),
         TIMM: lambda x: timm_drop_block(x, drop_prob, block_size, couple_channels=False),
         TIMM_SHARED: lambda x: timm_drop_block(x, drop_prob, block_size),
         "dropblock 0.3 (PyPI)": PyPIDropBlock(drop_prob, block_size).train(),
-        "F.dropout": lambda x: F.dropout(x, drop_prob),
         "F.dropout2d": lambda x: F.dropout2d(x, drop_prob),
     }
