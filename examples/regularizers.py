@@ -10,10 +10,10 @@ in a CSV file, from which the table and the picture are made.
     python regularizers.py --networks resnet --parts table --seeds 5 --jobs 2
     python regularizers.py --report                     # the table of what there is, and a picture
 
-Your own images, in train/CLASS/*.jpg and val/CLASS/*.jpg, or a dataset of torchvision:
+Your own images, in train/CLASS/*.jpg and val/CLASS/*.jpg, or a dataset of torchvision; all its images, on a GPU:
 
     python regularizers.py --data-dir flowers --networks lite0
-    python regularizers.py --dataset cifar10 --root data
+    python regularizers.py --dataset cifar10 --images 50000 --epochs 100 --device cuda
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from typing import Any
 import torch
 from data import DATASETS, load_data
 from models import imagenet_lite0
+from small_networks import PlainConvNet, ResNet14
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
@@ -49,8 +51,8 @@ class Setting:
     Attributes:
         name: in the table.
         drops: whether anything is dropped of the feature maps.
-        block_size: as in inject_dropblock; 1 is Dropout, a block as large as any map is SpatialDropout.
-        keep_prob: of all sites alike.
+        block_size: a share of the map, or pixels: 1 is Dropout, a block as large as the map SpatialDropout.
+        keep_prob: of the last stage; the one before it drops a quarter as much, as in the paper's code.
         scheduled: from 1 to keep_prob over the training; else constant.
         stages, where: as in inject_dropblock.
         torch_layer: torch's own layer at the same sites, in place of DropBlock.
@@ -60,7 +62,7 @@ class Setting:
 
     name: str
     drops: bool = True
-    block_size: int = 5
+    block_size: int | float = 0.5
     keep_prob: float = 0.9
     scheduled: bool = True
     stages: tuple[int, ...] = (-2, -1)
@@ -70,7 +72,7 @@ class Setting:
     drop_path: float = 0.0
 
 
-WHOLE_MAP = 1000  # clipped to the map
+WHOLE_MAP = 1000  # pixels, clipped to the map
 _DROPBLOCK = Setting("DropBlock, scheduled")
 TABLE = (
     Setting("baseline", drops=False),
@@ -85,7 +87,9 @@ TABLE = (
     replace(_DROPBLOCK, name="DropBlock, scheduled + label smoothing", label_smoothing=0.1),
 )
 SWEEPS = (  # each differs in one thing from the table's scheduled DropBlock
-    *(replace(_DROPBLOCK, name=f"block_size {size}", block_size=size) for size in (1, 3, 7)),
+    replace(_DROPBLOCK, name="block of one pixel", block_size=1),
+    replace(_DROPBLOCK, name="block a quarter of the map", block_size=0.25),
+    replace(_DROPBLOCK, name="block three quarters of the map", block_size=0.75),
     *(replace(_DROPBLOCK, name=f"keep_prob {keep_prob}", keep_prob=keep_prob) for keep_prob in (0.95, 0.8, 0.7)),
     replace(_DROPBLOCK, name="last stage only", stages=(-1,)),
     replace(_DROPBLOCK, name="branch only", where="branch"),
@@ -95,7 +99,13 @@ PARTS = {"table": TABLE, "sweeps": SWEEPS}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: SGD with momentum, one cycle of the learning rate, shifted and mirrored images."""
+    """How a network is trained: SGD with momentum, one cycle of the learning rate, shifted and mirrored images.
+
+    Attributes:
+        image_size: in pixels.
+        images, test_images: at most, the first of each class alike in an order drawn once.
+        autocast: whether in bfloat16 where autocast says so.
+    """
 
     image_size: int
     images: int  # to train on, of each class alike
@@ -103,55 +113,16 @@ class Recipe:
     lr: float
     batch_size: int = 64
     weight_decay: float = 5e-4
-    test_images: int = 10_000  # at most
+    test_images: int = 10_000
+    autocast: bool = True
 
 
 RECIPES = {
-    "plain": Recipe(image_size=28, images=1000, epochs=40, lr=0.05),
-    "resnet": Recipe(image_size=28, images=1000, epochs=40, lr=0.1),
-    "lite0": Recipe(image_size=96, images=500, epochs=12, lr=0.02, batch_size=32, test_images=2000),
+    "plain": Recipe(image_size=28, images=500, epochs=60, lr=0.05),
+    "resnet": Recipe(image_size=28, images=500, epochs=60, lr=0.1),
+    # Depthwise convolutions are slower in bfloat16 on a CPU.
+    "lite0": Recipe(96, images=250, epochs=12, lr=0.02, batch_size=32, test_images=1000, autocast=False),
 }
-
-
-class PlainConvNet(nn.Sequential):
-    """Convolution, batch normalisation, ReLU, at three resolutions."""
-
-    def __init__(self, classes: int) -> None:
-        layers: list[nn.Module] = []
-        channels = 3
-        for width in (32, 64, 128):
-            for _ in range(2):
-                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-                channels = width
-            layers.append(nn.MaxPool2d(2))
-        super().__init__(*layers[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
-
-
-class BasicBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, drop_path: float) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.drop_path = StochasticDepth(drop_path, "row")
-        self.shortcut = nn.Sequential()
-        if stride > 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(self.drop_path(branch) + self.shortcut(x))
-
-
-class ResNet14(nn.Sequential):
-    """The CIFAR form of the residual network: two blocks at each of three resolutions. DropPath grows with depth."""
-
-    def __init__(self, classes: int, drop_path: float) -> None:
-        stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        shapes = [(16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
-        blocks = [BasicBlock(*shape, drop_path * (i + 1) / len(shapes)) for i, shape in enumerate(shapes)]
-        super().__init__(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
 
 
 def make_network(name: str, classes: int, setting: Setting) -> nn.Module:
@@ -172,11 +143,11 @@ def applies(network: str, setting: Setting) -> bool:
     return network != "plain" or not (setting.drop_path or setting.where == "branch")
 
 
-def put_in(net: nn.Module, setting: Setting, recipe: Recipe) -> KeepProbSchedule | None:
+def put_in(net: nn.Module, setting: Setting, image_size: int, steps: int) -> KeepProbSchedule | None:
     """DropBlock, or torch's layer at its sites; the schedule, if anything is dropped."""
     if not setting.drops:
         return None
-    example = torch.empty(1, 3, recipe.image_size, recipe.image_size)
+    example = torch.empty(1, 3, image_size, image_size)
     where = "branch" if isinstance(net, PlainConvNet) else setting.where
     inject_dropblock(
         net,
@@ -184,7 +155,6 @@ def put_in(net: nn.Module, setting: Setting, recipe: Recipe) -> KeepProbSchedule
         keep_prob=setting.keep_prob,
         block_size=setting.block_size,
         where=where,
-        depth_scaling=False,
         example_input=example,
     )
     if setting.torch_layer:
@@ -192,12 +162,14 @@ def put_in(net: nn.Module, setting: Setting, recipe: Recipe) -> KeepProbSchedule
         for module in net.modules():
             if isinstance(module, DropBlock):
                 module.observer = lambda _, x, own=module: layer(x, 1 - own.keep_prob, own.training)
-    steps = recipe.epochs * (recipe.images // recipe.batch_size)
     return KeepProbSchedule(net, steps, mode="linear" if setting.scheduled else "constant")
 
 
+Source = tuple[str, str | None, str, bool]  # what load_data takes
+
+
 @lru_cache(maxsize=1)
-def load(source: tuple[str, str | None, str, bool], recipe: Recipe) -> tuple[Tensor, ...]:
+def load(source: Source, recipe: Recipe) -> tuple[Tensor, ...]:
     """Training images and labels, test images and labels, as tensors; of each class alike."""
     data, size = load_data(*source), recipe.image_size
 
@@ -220,48 +192,53 @@ def picture(image: Any, size: int) -> bytes:
 def vary(images: Tensor) -> Tensor:
     """Mirrored and shifted by up to an eighth, each in its own way."""
     count, _, size, _ = images.shape
-    images = torch.where(torch.rand(count, 1, 1, 1) < 0.5, images.flip(-1), images)
+    device = images.device
+    images = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, images.flip(-1), images)
     margin = size // 8
     padded = F.pad(images, [margin] * 4, mode="reflect")
-    down, right = torch.randint(0, 2 * margin + 1, (2, count, 1))
-    rows, columns = torch.arange(size) + down, torch.arange(size) + right
-    return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+    down, right = torch.randint(0, 2 * margin + 1, (2, count, 1), device=device)
+    offsets, each = torch.arange(size, device=device), torch.arange(count, device=device)
+    rows, columns = offsets + down, offsets + right
+    return padded[each[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
-def train(network: str, setting: Setting, seed: int, source: tuple[str, str | None, str, bool]) -> float:
+def train(network: str, recipe: Recipe, setting: Setting, seed: int, source: Source, device: str) -> float:
     """The accuracy on the test images at the end of the training, in percent."""
     torch.set_num_threads(1)
-    recipe = RECIPES[network]
-    images, labels, test_images, test_labels = load(source, recipe)
+    images, labels, test_images, test_labels = (part.to(device) for part in load(source, recipe))
     torch.manual_seed(seed)
     net = make_network(network, int(labels.max()) + 1, setting).to(memory_format=torch.channels_last)
-    schedule = put_in(net, setting, recipe)
-    steps = recipe.epochs * (len(images) // recipe.batch_size)
+    batch_size = min(recipe.batch_size, len(images))
+    steps = recipe.epochs * (len(images) // batch_size)
+    schedule = put_in(net, setting, recipe.image_size, steps)
+    net.to(device)
     options: dict[str, Any] = {"lr": recipe.lr, "momentum": 0.9, "nesterov": True, "weight_decay": recipe.weight_decay}
     optimizer = torch.optim.SGD(net.parameters(), **options)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, steps)
     if schedule is not None:
         schedule.attach(optimizer)
-    for batch in batches(len(images), recipe):
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.autocast)
+    for batch in batches(len(images), batch_size, recipe.epochs):
         inputs = vary(images[batch]).contiguous(memory_format=torch.channels_last)
-        loss = F.cross_entropy(net.train()(inputs), labels[batch], label_smoothing=setting.label_smoothing)
+        with autocast:
+            loss = F.cross_entropy(net.train()(inputs), labels[batch], label_smoothing=setting.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         rates.step()
     net.eval()
-    with torch.no_grad():
+    with torch.no_grad(), autocast:
         parts = zip(test_images.split(500), test_labels.split(500), strict=True)
         right = sum(int((net(inputs).argmax(1) == wanted).sum()) for inputs, wanted in parts)
     return 100 * right / len(test_labels)
 
 
-def batches(count: int, recipe: Recipe) -> Iterator[Tensor]:
-    for _ in range(recipe.epochs):
-        yield from torch.randperm(count)[: count // recipe.batch_size * recipe.batch_size].split(recipe.batch_size)
+def batches(count: int, batch_size: int, epochs: int) -> Iterator[Tensor]:
+    for _ in range(epochs):
+        yield from torch.randperm(count)[: count // batch_size * batch_size].split(batch_size)
 
 
-FIELDS = ("dataset", "network", "part", "setting", "seed", "accuracy")
+FIELDS = ("dataset", "network", "images", "epochs", "part", "setting", "seed", "accuracy")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -271,18 +248,19 @@ def run(args: argparse.Namespace) -> None:
     load_data(*source)  # downloads it, if asked to, before there are several processes
     source = (*source[:3], False)
     done = {tuple(row[name] for name in FIELDS[:-1]) for row in read(args.output)}
+    runs: dict[tuple[str, ...], tuple[str, Recipe, Setting, int]] = {}
     # All settings of a seed before the next one: an unfinished table compares all of them.
-    runs = [
-        (dataset, network, part, setting, seed)
-        for seed, network, part in itertools.product(range(args.seeds), args.networks, args.parts)
-        for setting in PARTS[part]
-        if applies(network, setting) and (dataset, network, part, setting.name, str(seed)) not in done
-    ]
-    with ProcessPoolExecutor(args.jobs) as pool, tqdm(total=len(runs), unit="run") as bar:
-        futures = {
-            pool.submit(train, network, setting, seed, source): (dataset, network, part, setting.name, seed)
-            for _, network, part, setting, seed in runs
-        }
+    for seed, network, part in itertools.product(range(args.seeds), args.networks, args.parts):
+        changed = {name: getattr(args, name) for name in ("images", "epochs") if getattr(args, name)}
+        recipe = replace(RECIPES[network], **changed)
+        for setting in PARTS[part]:
+            key = (dataset, network, str(recipe.images), str(recipe.epochs), part, setting.name, str(seed))
+            if applies(network, setting) and key not in done:
+                runs[key] = (network, recipe, setting, seed)
+    # A new process for each: a GPU cannot be used in a copy of a process that uses it.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, context) as pool, tqdm(total=len(runs), unit="run") as bar:
+        futures = {pool.submit(train, *what, source, args.device): key for key, what in runs.items()}
         try:
             for future in as_completed(futures):
                 write((*futures[future], f"{future.result():.2f}"), args.output)
@@ -308,17 +286,19 @@ def write(row: Sequence[object], path: Path) -> None:
         os.fsync(file.fileno())
 
 
+Results = dict[tuple[str, ...], dict[str, list[float]]]  # for each table, row by row, an accuracy for each seed
+
+
 def report(path: Path) -> None:
     """Prints the tables as Markdown and draws them beside the file."""
-    grouped: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    grouped: Results = {}
     for row in read(path):
-        key = row["dataset"], row["network"], row["part"]
+        key = (row["dataset"], row["network"], row["images"], row["epochs"], row["part"])
         grouped.setdefault(key, {}).setdefault(row["setting"], []).append(float(row["accuracy"]))
     if not grouped:
         raise SystemExit(f"error: there are no results in {path} yet")
-    for (dataset, network, part), found in sorted(grouped.items()):
-        recipe = RECIPES[network]
-        print(f"\n{network}, {part}: {recipe.images} training images of {dataset}, {recipe.epochs} epochs\n")
+    for (dataset, network, images, epochs, part), found in sorted(grouped.items()):
+        print(f"\n{network}, {part}: {images} training images of {dataset}, {epochs} epochs\n")
         print("| regulariser | test accuracy, % | standard deviation | seeds |\n|---|---|---|---|")
         for setting in PARTS[part]:
             if values := found.get(setting.name):
@@ -327,13 +307,13 @@ def report(path: Path) -> None:
     plot(grouped, path.with_suffix(".png"))
 
 
-def plot(grouped: dict[tuple[str, str, str], dict[str, list[float]]], path: Path) -> None:
+def plot(grouped: Results, path: Path) -> None:
     """Means with their standard errors, a panel for each network and part."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6 * len(grouped), 4.4), layout="constrained", dpi=150)
     axes = figure.subplots(1, len(grouped), squeeze=False)[0]
-    for axis, ((dataset, network, part), found) in zip(axes, sorted(grouped.items()), strict=True):
+    for axis, ((dataset, network, images, _, part), found) in zip(axes, sorted(grouped.items()), strict=True):
         names = [setting.name for setting in PARTS[part] if setting.name in found][::-1]
         for name in names:
             values = found[name]
@@ -342,7 +322,8 @@ def plot(grouped: dict[tuple[str, str, str], dict[str, list[float]]], path: Path
             axis.errorbar(mean(values), name, xerr=error, fmt="o", color=color, capsize=3)
         if "baseline" in names:
             axis.axvline(mean(found["baseline"]), color="#888888", linewidth=0.8, linestyle="--")
-        axis.set_title(f"{network}, {dataset}, {len(next(iter(found.values())))} seeds", fontsize=10)
+        seeds = len(next(iter(found.values())))
+        axis.set_title(f"{network}, {images} images of {dataset}, {seeds} seeds", fontsize=10)
         axis.set_xlabel("test accuracy, % (mean and standard error)")
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -360,6 +341,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--networks", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="NAME", help=f"({' '.join(RECIPES)})")
     add("--parts", nargs="+", default=list(PARTS), choices=PARTS, metavar="NAME", help=f"({' '.join(PARTS)})")
     add("--seeds", type=int, default=5, metavar="N", help="runs of each setting (%(default)s)")
+    add("--images", type=int, metavar="N", help="to train on, if not those of the recipe")
+    add("--epochs", type=int, metavar="N", help="likewise")
+    add("--device", default="cpu", help="(%(default)s)")
     add("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes (%(default)s)")
     add("--output", type=Path, default=Path("runs/regularizers.csv"), help="(%(default)s)")
     add("--report", action="store_true", help="only the tables and the picture of what there is")

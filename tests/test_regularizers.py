@@ -63,6 +63,10 @@ def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
         run(tmp_path, "--report")
 
 
+def stages(sites) -> set[int]:
+    return {site.stage for site in sites}
+
+
 @pytest.mark.parametrize("network", ["plain", "resnet"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_is_what_its_name_says(network: str, name: str) -> None:
@@ -70,16 +74,17 @@ def test_every_setting_is_what_its_name_says(network: str, name: str) -> None:
     if not applies(network, setting):
         return
     net = make_network(network, 10, setting).train()
-    schedule = put_in(net, setting, TINY)
+    schedule = put_in(net, setting, TINY.image_size, steps=2)
     sites = dropblock_sites(net)
     assert bool(sites) == setting.drops == (schedule is not None)
-    assert {site.keep_prob for site in sites} <= {1.0 if setting.scheduled else setting.keep_prob}
+    goal = {stage: 1 - (1 - setting.keep_prob) / 4 ** (max(stages(sites)) - stage) for stage in stages(sites)}
+    assert {site.keep_prob for site in sites} == ({1.0} if sites and setting.scheduled else set(goal.values()))
     torch.manual_seed(1)
     first = net(torch.randn(4, 3, 28, 28))
     assert first.shape == (4, 10)
     if schedule is not None:
         schedule.step(2)
-        assert {site.keep_prob for site in dropblock_sites(net)} == {setting.keep_prob}
+        assert {site.stage: pytest.approx(site.keep_prob) for site in dropblock_sites(net)} == goal
 
 
 @pytest.mark.parametrize(
@@ -87,14 +92,15 @@ def test_every_setting_is_what_its_name_says(network: str, name: str) -> None:
 )
 def test_torch_s_layers_stand_at_the_same_sites(name: str, layer) -> None:
     net = make_network("resnet", 10, SETTINGS[name]).train()
-    put_in(net, SETTINGS[name], TINY)
+    put_in(net, SETTINGS[name], TINY.image_size, steps=2)
     sites = [module for module in net.modules() if isinstance(module, DropBlock)]
+    deepest = max(sites, key=lambda site: 1 - site.keep_prob)
     own = make_network("resnet", 10, Setting("")).train()
-    put_in(own, Setting(""), TINY)
+    put_in(own, Setting(""), TINY.image_size, steps=2)
     assert len(sites) == len(dropblock_sites(own))
     x = torch.rand(2, 8, 7, 7)
     torch.manual_seed(3)
-    found = sites[0](x)
+    found = deepest(x)
     torch.manual_seed(3)
     assert torch.equal(found, layer(x, 1 - 0.9))
-    assert torch.equal(sites[0].eval()(x), x)
+    assert torch.equal(deepest.eval()(x), x)
