@@ -10,9 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import DropBlockInjectError, DropBlockValueError
+
+if TYPE_CHECKING:
+    from .stages import Stage
 
 _EXAMPLES = """
 examples:
@@ -73,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     stages.add_argument("model", help=_MODEL)
     _add_image_size(stages)
     stages.add_argument("--json", action="store_true", help="as plain data")
+    stages.add_argument("-o", "--output", type=Path, metavar="FILE", help="draw them too: .png, .pdf, .svg")
+    stages.add_argument("--block", metavar="NAME", help="the block to draw whole (the first of the last stage)")
 
     plan = command("plan", _plan, "where inject_dropblock would put DropBlocks")
     plan.add_argument("model", help=_MODEL)
@@ -145,10 +150,19 @@ def _stages(arguments: argparse.Namespace) -> None:
     from .named import build_without_data
     from .stages import find_stages
 
-    stages = find_stages(build_without_data(arguments.model), _example(arguments))
+    model, example = build_without_data(arguments.model), _example(arguments)
+    stages = find_stages(model, example)
     if arguments.json:
         print(json.dumps([asdict(stage) for stage in stages], indent=2))
-        return
+    else:
+        _print_stages(stages)
+    if arguments.output:
+        from .plot import plot_stages
+
+        _save(plot_stages(model, example, arguments.block), arguments.output)
+
+
+def _print_stages(stages: Sequence[Stage]) -> None:
     rows = [("stage", "reduction", "channels", "map", "blocks", "from", "to")]
     for stage in stages:
         size = "x".join(map(str, stage.map_size))

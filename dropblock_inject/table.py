@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 from .sites import Site
 
@@ -68,7 +69,9 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary) -> str:
     if trace.without_skip:
         lines += ["", f"No module gives a hold on the shortcut of {', '.join(trace.without_skip)}: no skip site there"]
     if trace.error is not None:
-        problem = f"{type(trace.error).__name__}: {trace.error}".splitlines()[0].rstrip(".")
+        problem = shorten(
+            f"{type(trace.error).__name__}: {trace.error}".splitlines()[0].rstrip("."), 120, placeholder=" …"
+        )
         lines += ["", f"The pass without data ended early, what comes after is not listed: {problem}"]
     return "\n".join(lines)
 

@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plot_masks().savefig(folder / "masks.png")
     calls = [
+        ["stages", "torchvision:fasterrcnn_resnet50_fpn", "-o", str(folder / "stages.png")],
         ["plan", "timm:resnet50", "-o", str(folder / "plan.png")],
         ["schedule", "--total-steps", "10000", "-o", str(folder / "schedule.png")],
     ]

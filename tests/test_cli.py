@@ -88,9 +88,9 @@ def test_pictures(capsys, tmp_path):
     run(capsys, "show", photograph, "--model", OWN, "--layer", "stage1.0", "-o", tmp_path / "layer.pdf")
     run(capsys, "schedule", "--total-steps", 100, "--mode", "cosine", "-o", tmp_path / "schedule.svg")
     run(capsys, "plan", OWN, "--image-size", 32, "--stages", -1, "-o", tmp_path / "plan.png")
-    assert all(
-        (tmp_path / name).stat().st_size > 5000 for name in ("show.png", "layer.pdf", "schedule.svg", "plan.png")
-    )
+    run(capsys, "stages", OWN, "--image-size", 32, "--block", "stage2.0", "-o", tmp_path / "stages.png")
+    names = ("show.png", "layer.pdf", "schedule.svg", "plan.png", "stages.png")
+    assert all((tmp_path / name).stat().st_size > 5000 for name in names)
 
 
 def test_show_with_weights_of_a_file(capsys, tmp_path):

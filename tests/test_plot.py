@@ -10,13 +10,15 @@ import torch
 from networks import CifarResNet
 from PIL import Image
 
-from dropblock_inject import DropBlockInjectError, KeepProbSchedule, inject_dropblock, plan_dropblock
+from dropblock_inject import DropBlockInjectError, KeepProbSchedule, find_stages, inject_dropblock, plan_dropblock
+from dropblock_inject.named import build_without_data
 
 pytest.importorskip("matplotlib")
 
 from matplotlib.colors import to_hex
 
-from dropblock_inject.plot import _COLORS, plot_feature_maps, plot_masks, plot_plan, plot_schedule
+from dropblock_inject.plot import plot_feature_maps, plot_masks, plot_plan, plot_schedule, plot_stages
+from dropblock_inject.plot.canvas import COLORS
 
 EXAMPLE = torch.empty(1, 3, 32, 32)
 
@@ -117,10 +119,57 @@ def test_plan(where):
     (axis,) = figure.get_axes()
     colors = Counter(to_hex(patch.get_facecolor()) for patch in axis.patches)
     expected = Counter(site.where for site in plan)
-    assert {where: colors[color] for where, color in _COLORS.items() if colors[color]} == expected
+    assert {where: colors[color] for where, color in COLORS.items() if colors[color]} == expected
     texts = [text.get_text() for text in axis.texts]
     assert [text for text in texts if text.startswith("stage")] == ["stage 1", "stage 2", "stage 3"]
     assert [text for text in texts if "keep" in text] == ["keep 0.975", "keep 0.9"]
+
+
+@pytest.mark.parametrize("name", ["resnet50", "deeplabv3_resnet50", "densenet121", "fasterrcnn_resnet50_fpn", "vgg11"])
+def test_stages(name):
+    model = build_without_data(f"torchvision:{name}")
+    stages, sites = find_stages(model), plan_dropblock(model, (1, 2, 3, 4), where=("paper", "output"))
+    figure = plot_stages(model)
+    assert drawn(figure).std() > 5
+    levels, *block = figure.get_axes()
+    labels = [text.get_text() for text in levels.texts]
+    assert labels == [f"stage {s.index}\n{s.channels} x {'x'.join(map(str, s.map_size))}" for s in stages]
+    dots = Counter(to_hex(color) for group in levels.collections for color in group.get_facecolors())
+    outside = dots.pop("#c9c9c9", 0)
+    assert sorted(dots.values()) == sorted(len(stage.blocks) for stage in stages)
+    assert bool(outside) is (name != "vgg11")
+    assert len(block) == (name not in ("densenet121", "vgg11"))
+    if block:
+        shown = next(line.split()[2].rstrip(":") for line in [block[0].get_title(loc="left")])
+        assert shown == stages[-1].blocks[0].name
+        diamonds = Counter(line.get_gid() for line in block[0].lines)
+        own = Counter(f"site {site.where}" for site in sites if site.block == shown)
+        assert {gid: count for gid, count in diamonds.items() if gid in own} == own
+        names = [text.get_text() for text in block[0].texts]
+        assert names == [
+            "conv1",
+            "bn1",
+            "relu",
+            "conv2",
+            "bn2",
+            "relu",
+            "conv3",
+            "bn3",
+            "downsample.0",
+            "downsample.1",
+            "x",
+            "+",
+        ]
+
+
+def test_stages_and_another_block():
+    model = CifarResNet(2)
+    figure = plot_stages(model, EXAMPLE, block="stage2.1")
+    assert "stage2.1" in figure.get_axes()[1].get_title(loc="left")
+    with pytest.raises(
+        ValueError, match=r"no residual block 'stage9' in the trunk; it has stage1.0, stage1.1, stage2.0"
+    ):
+        plot_stages(model, EXAMPLE, block="stage9")
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch):

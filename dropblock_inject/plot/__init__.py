@@ -1,0 +1,12 @@
+"""Pictures: of masks, of what they do to feature maps, of a schedule, of stages, of the DropBlocks of a plan.
+
+Each function returns a matplotlib figure and shows nothing: ``figure.savefig("masks.png")``.
+"""
+
+from .canvas import PlotError
+from .masks import plot_feature_maps, plot_masks
+from .plan import plot_plan
+from .schedule import plot_schedule
+from .stages import plot_stages
+
+__all__ = ["PlotError", "plot_feature_maps", "plot_masks", "plot_plan", "plot_schedule", "plot_stages"]

@@ -1,0 +1,95 @@
+"""The network as a strip of stages, with the DropBlocks of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..plan import InjectionPlan
+from ..sites import Site
+from ..stages import Stage, find_stages
+from .canvas import COLORS, GREY, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def plot_plan(plan: InjectionPlan, example_input: Any = None) -> Figure:
+    """The network as a strip of stages, shallow to deep, its blocks in a row and the DropBlocks of each drawn in.
+
+    Args:
+        plan: of :func:`dropblock_inject.plan_dropblock`, not applied yet or applied.
+        example_input: what the plan was made with, if anything.
+
+    Raises:
+        PlotError: matplotlib is not installed.
+    """
+    stages = find_stages(plan.model, example_input)
+    by_block: dict[str, list[Site]] = {}
+    for site in plan:
+        by_block.setdefault(site.block, []).append(site)
+    blocks = [sum(_width(by_block.get(block.name, [])) for block in stage.blocks) for stage in stages]
+    widths = [max(width + 0.6, 2.8) for width in blocks]  # room for the writing above and below
+    figure = new_figure(min(max(0.34 * sum(widths), 7.5), 22), 3.3)
+    axis = figure.subplots()
+    axis.set_axis_off()
+    left = 0.0
+    for number, (stage, width) in enumerate(zip(stages, widths, strict=True)):
+        _draw_stage(axis, stage, left, width, by_block)
+        if number:
+            axis.annotate("", (left, 0), (left - 0.5, 0), arrowprops={"arrowstyle": "-|>", "color": GREY})
+        left += width + 0.5
+    for where in ("skip", "branch", "output"):
+        count = sum(site.where == where for site in plan)
+        if count:
+            axis.plot([], [], "s", markersize=8, label=f"{where} ({count})", color=COLORS[where])
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=3, frameon=False)
+    axis.set_xlim(-0.2, left - 0.3)
+    axis.set_ylim(-2.1, 2.3)
+    axis.set_title(f"DropBlock in {type(plan.model).__name__}: {len(plan)} sites in {len(by_block)} blocks", loc="left")
+    return figure
+
+
+def _draw_stage(axis: Axes, stage: Stage, left: float, width: float, by_block: dict[str, list[Site]]) -> None:
+    """A panel with the blocks of a stage: shortcuts above, branches below, and the output behind the branches."""
+    from matplotlib.patches import FancyBboxPatch
+
+    sites = [site for block in stage.blocks for site in by_block.get(block.name, [])]
+    face, edge = ("#f2f5fa", "#2e4057") if sites else ("#fafafa", "#bbbbbb")
+    style = "round,pad=0.08"
+    axis.add_patch(FancyBboxPatch((left, -1.2), width, 2.4, boxstyle=style, facecolor=face, edgecolor=edge))
+    size = "x".join(map(str, stage.map_size))
+    kept = ", ".join(sorted({f"{site.keep_prob:g}" for site in sites}))
+    middle = left + width / 2
+    axis.text(middle, 1.75, f"stage {stage.index}", ha="center", weight="bold", fontsize=10)
+    axis.text(middle, 1.4, f"{stage.channels} x {size}", ha="center", fontsize=8, color=GREY)
+    axis.text(middle, -1.6, f"keep {kept}" if sites else "no DropBlock", ha="center", fontsize=8, color=GREY)
+    at = middle - sum(_width(by_block.get(block.name, [])) for block in stage.blocks) / 2
+    for block in stage.blocks:
+        own = by_block.get(block.name, [])
+        _draw_block(axis, own, at, _width(own))
+        at += _width(own)
+
+
+def _draw_block(axis: Axes, sites: Sequence[Site], left: float, width: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    box = Rectangle((left + 0.05, -0.95), width - 0.1, 1.9, facecolor="white", edgecolor="#9aa3af", linewidth=0.8)
+    axis.add_patch(box)
+    skips = [site for site in sites if site.where == "skip"]
+    others = sorted((site for site in sites if site.where != "skip"), key=lambda site: site.where)  # branch, output
+    for lane, height in ((skips, 0.5), (others, -0.3)):
+        if lane:
+            axis.plot([left + 0.05, left + width - 0.05], [height, height], color="#9aa3af", linewidth=0.8, zorder=1)
+        first = left + width / 2 - 0.3 * len(lane) + 0.05
+        for number, site in enumerate(lane):
+            corner = (first + 0.6 * number, height - 0.22)
+            axis.add_patch(Rectangle(corner, 0.5, 0.44, facecolor=COLORS[site.where], zorder=2))
+
+
+def _width(sites: Sequence[Site]) -> float:
+    """Of a block: room for its sites side by side."""
+    lower = sum(site.where != "skip" for site in sites)
+    upper = sum(site.where == "skip" for site in sites)
+    return 0.6 * max(lower, upper, 1) + 0.2

@@ -1,0 +1,44 @@
+"""keep_prob over the steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..hooks import InjectedDropBlock
+from ..layer import DropBlock
+from ..schedule import KeepProbSchedule
+from .canvas import STAGE_COLORS, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_schedule(schedule: KeepProbSchedule) -> Figure:
+    """keep_prob over the steps of a schedule, a curve for each target; a dot is where the schedule stands.
+
+    Raises:
+        PlotError: matplotlib is not installed.
+    """
+    curves: dict[str, float] = {}
+    for name, module in schedule.model.named_modules():
+        if isinstance(module, DropBlock):
+            label = f"stage {module.site.stage}" if isinstance(module, InjectedDropBlock) else name
+            curves[label] = module.target_keep_prob if schedule.end is None else schedule.end
+    figure = new_figure(6.4, 3.6)
+    axis = figure.subplots()
+    points = min(schedule.total_steps, 1000)
+    steps = sorted({round(i * schedule.total_steps / points) for i in range(points + 1)})
+    for number, (label, end) in enumerate(curves.items()):
+        color = STAGE_COLORS[-1 - number % len(STAGE_COLORS)]
+        values = [schedule.value_at(step, end) for step in steps]
+        axis.plot(steps, values, color=color, linewidth=2, label=f"{label}, to {end:g}")
+        axis.plot(schedule.last_step, schedule.value_at(schedule.last_step, end), "o", color=color)
+    axis.set_xlabel("optimizer step")
+    axis.set_ylabel("keep_prob")
+    axis.set_xlim(0, schedule.total_steps)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axis.legend(frameon=False)
+    mode = schedule.mode if isinstance(schedule.mode, str) else getattr(schedule.mode, "__name__", "own")
+    axis.set_title(f"{mode} schedule over {schedule.total_steps} steps")
+    return figure
