@@ -150,6 +150,17 @@ def inject_dropblock(
         NoMatchError: a stage or pattern matches nothing.
         AlreadyInjectedError: the model has injected DropBlocks.
         CompiledModelError: the model is compiled or scripted.
+
+    >>> from torchvision.models import resnet18
+    >>> model = resnet18()
+    >>> keys = list(model.state_dict())
+    >>> report = inject_dropblock(model, stages=[3, 4])
+    >>> report
+    <InjectionReport of 12 sites in ResNet>
+    >>> [(site.name, site.keep_prob) for site in report[5:7]]
+    [('layer3.1.drop_skip', 0.975), ('layer4.0.conv1.drop_branch', 0.9)]
+    >>> list(model.state_dict()) == keys
+    True
     """
     return plan_dropblock(
         model,
@@ -180,7 +191,22 @@ def plan_dropblock(
     strict: bool = True,
     **layer_options: Any,
 ) -> InjectionPlan:
-    """What :func:`inject_dropblock` would do with the same arguments; changes nothing."""
+    """What :func:`inject_dropblock` would do with the same arguments, raising the same errors; changes nothing.
+
+    Returns:
+        A sequence of :class:`Site`; ``print()`` shows it as a table, ``apply()`` carries it out.
+
+    >>> from torchvision.models import resnet18
+    >>> print(plan_dropblock(resnet18(), stages=[3, 4], where="output", include="layer4.*"))
+    DropBlock in ResNet: 2 sites in 2 blocks; maps for an input of 224x224 pixels
+    <BLANKLINE>
+    stage  site                  where   after     channels  map  block  keep_prob
+    -----  --------------------  ------  --------  --------  ---  -----  ---------
+        4  layer4.0.drop_output  output  layer4.0       512  7x7   7x7*        0.9
+           layer4.1.drop_output  output  layer4.1       512  7x7   7x7*        0.9
+    <BLANKLINE>
+    * as large as the map: whole channels are dropped, as by Dropout2d
+    """
     _check_model(model)
     kinds = kinds_of(where)
     check_layer_options(keep_prob, block_size, layer_options)
@@ -217,6 +243,15 @@ def remove_dropblock(model: nn.Module) -> int:
 
     Does nothing to a model without any. Works on a copy and on an unpickled model as on the original. DropBlock layers
     that are part of the model's own code stay.
+
+    Raises:
+        DropBlockTypeError: `model` is not a module.
+
+    >>> from torchvision.models import resnet18
+    >>> model = resnet18()
+    >>> _ = inject_dropblock(model)
+    >>> remove_dropblock(model), remove_dropblock(model)
+    (12, 0)
     """
     if not isinstance(model, nn.Module):
         raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

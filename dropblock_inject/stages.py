@@ -77,6 +77,14 @@ def find_stages(model: nn.Module, example_input: Any = None) -> list[Stage]:
         DropBlockTypeError: `model` is not a module.
         NoTrunkError: it has no convolutional trunk.
         TraceError: the forward pass failed before the trunk; `example_input` is the way out.
+
+    >>> from torchvision.models import resnet50
+    >>> for stage in find_stages(resnet50()):
+    ...     print(stage.index, stage.reduction, stage.channels, stage.map_size, len(stage.blocks), stage.blocks[0].name)
+    1 4 256 (56, 56) 3 layer1.0
+    2 8 512 (28, 28) 4 layer2.0
+    3 16 1024 (14, 14) 6 layer3.0
+    4 32 2048 (7, 7) 3 layer4.0
     """
     return find_trunk(model, example_input).stages
 

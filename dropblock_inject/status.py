@@ -47,7 +47,15 @@ class SiteStatus:
 
 
 def dropblock_sites(model: nn.Module) -> list[SiteStatus]:
-    """A row per DropBlock that :func:`inject_dropblock` put into `model`; empty if there is none."""
+    """A row per DropBlock that :func:`inject_dropblock` put into `model`; empty if there is none.
+
+    >>> from torchvision.models import resnet18
+    >>> from dropblock_inject import inject_dropblock
+    >>> model = resnet18()
+    >>> _ = inject_dropblock(model, stages=4, where="skip", keep_prob=0.8)
+    >>> [(site.name, site.keep_prob, site.training, site.live) for site in dropblock_sites(model.train())]
+    [('layer4.0.downsample.0.drop_skip', 0.8, True, True), ('layer4.1.drop_skip', 0.8, True, True)]
+    """
     return [
         SiteStatus(
             name,
@@ -77,6 +85,17 @@ def check_dropblock(model: nn.Module) -> None:
 
     Raises:
         DeadSiteError: names the sites and the mend.
+
+    >>> from torch.nn import SyncBatchNorm
+    >>> from torchvision.models import resnet18
+    >>> from dropblock_inject import inject_dropblock
+    >>> model = resnet18()
+    >>> _ = inject_dropblock(model)
+    >>> check_dropblock(model)
+    >>> check_dropblock(SyncBatchNorm.convert_sync_batchnorm(model))
+    Traceback (most recent call last):
+    dropblock_inject.errors.DeadSiteError: 8 of 12 injected DropBlocks no longer take part in the forward pass:
+    ...
     """
     found = injected(model)
     lost = [f"{name}, after {drop.site.host}" for name, drop, live in found if not live]
@@ -98,6 +117,16 @@ def dropblock_disabled(model: nn.Module) -> Iterator[None]:
 
     For what must see the plain network in training mode: ``update_bn`` of stochastic weight averaging, gradient
     checks, range tests.
+
+    >>> from torchvision.models import resnet18
+    >>> from dropblock_inject import inject_dropblock
+    >>> model = resnet18().train()
+    >>> _ = inject_dropblock(model)
+    >>> with dropblock_disabled(model):
+    ...     any(site.training for site in dropblock_sites(model))
+    False
+    >>> all(site.training for site in dropblock_sites(model))
+    True
     """
     layers = [module for module in model.modules() if isinstance(module, DropBlock)]
     before = [layer.enabled for layer in layers]
