@@ -19,7 +19,6 @@ Your own images, in train/CLASS/*.jpg and val/CLASS/*.jpg, or a dataset of torch
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import multiprocessing
 import os
@@ -29,12 +28,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 from data import DATASETS, load_data
 from models import imagenet_lite0
+from results import FIELDS, Results, read, write
 from small_networks import PlainConvNet, ResNet14
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -238,9 +237,6 @@ def batches(count: int, batch_size: int, epochs: int) -> Iterator[Tensor]:
         yield from torch.randperm(count)[: count // batch_size * batch_size].split(batch_size)
 
 
-FIELDS = ("dataset", "network", "images", "epochs", "part", "setting", "seed", "accuracy")
-
-
 def run(args: argparse.Namespace) -> None:
     """All runs that are not in the file yet."""
     source = (args.dataset, args.data_dir, args.root, args.download)
@@ -270,65 +266,12 @@ def run(args: argparse.Namespace) -> None:
             raise
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write(row: Sequence[object], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        csv.writer(file).writerows([FIELDS, row] if new else [row])
-        file.flush()
-        os.fsync(file.fileno())
-
-
-Results = dict[tuple[str, ...], dict[str, list[float]]]  # for each table, row by row, an accuracy for each seed
-
-
 def report(path: Path) -> None:
     """Prints the tables as Markdown and draws them beside the file."""
-    grouped: Results = {}
-    for row in read(path):
-        key = (row["dataset"], row["network"], row["images"], row["epochs"], row["part"])
-        grouped.setdefault(key, {}).setdefault(row["setting"], []).append(float(row["accuracy"]))
-    if not grouped:
-        raise SystemExit(f"error: there are no results in {path} yet")
-    for (dataset, network, images, epochs, part), found in sorted(grouped.items()):
-        print(f"\n{network}, {part}: {images} training images of {dataset}, {epochs} epochs\n")
-        print("| regulariser | test accuracy, % | standard deviation | seeds |\n|---|---|---|---|")
-        for setting in PARTS[part]:
-            if values := found.get(setting.name):
-                spread = f"{stdev(values):.2f}" if len(values) > 1 else ""
-                print(f"| {setting.name} | {mean(values):.2f} | {spread} | {len(values)} |")
-    plot(grouped, path.with_suffix(".png"))
-
-
-def plot(grouped: Results, path: Path) -> None:
-    """Means with their standard errors, a panel for each network and part."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6 * len(grouped), 4.4), layout="constrained", dpi=150)
-    axes = figure.subplots(1, len(grouped), squeeze=False)[0]
-    for axis, ((dataset, network, images, _, part), found) in zip(axes, sorted(grouped.items()), strict=True):
-        names = [setting.name for setting in PARTS[part] if setting.name in found][::-1]
-        for name in names:
-            values = found[name]
-            error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
-            color = "#d1495b" if "DropBlock" in name or part == "sweeps" else "#30638e"
-            axis.errorbar(mean(values), name, xerr=error, fmt="o", color=color, capsize=3)
-        if "baseline" in names:
-            axis.axvline(mean(found["baseline"]), color="#888888", linewidth=0.8, linestyle="--")
-        seeds = len(next(iter(found.values())))
-        axis.set_title(f"{network}, {images} images of {dataset}, {seeds} seeds", fontsize=10)
-        axis.set_xlabel("test accuracy, % (mean and standard error)")
-        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
-    print(f"\nwrote {path}", file=sys.stderr)
+    results = Results(path)
+    print(results.as_markdown())
+    results.plot().savefig(path.with_suffix(".png"))
+    print(f"\nwrote {path.with_suffix('.png')}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import regularizers
 from regularizers import RECIPES, SWEEPS, TABLE, Recipe, Setting, applies, make_network, put_in
+from results import Results, write
 
 pytest.importorskip("matplotlib")
 
@@ -50,12 +52,29 @@ def test_it_runs_goes_on_and_reports(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len(both) == 2 * len(first)
     printed = capsys.readouterr().out
     values = [float(row["accuracy"]) for row in both if row["setting"] == "baseline"]
-    assert f"| baseline | {sum(values) / 2:.2f} |" in printed
-    assert printed.count("| 2 |") == len(TABLE)
+    assert f"| baseline | {mean(values):.2f} ± {stdev(values):.2f} |" in printed
+    assert "| test accuracy on digits, % | resnet, 40 images, 1 epochs (2 seeds) |" in printed
+    assert "Dropout (block_size=1) less Dropout (torch's), with the standard error: resnet " in printed
     assert (tmp_path / "study.png").stat().st_size > 10_000
     run(tmp_path, "--report")
     assert rows(tmp_path) == both
     assert capsys.readouterr().out == printed
+
+
+def test_tables_and_picture_of_both_parts(tmp_path: Path) -> None:
+    for part, settings in regularizers.PARTS.items():
+        for setting in settings:
+            for seed, accuracy in enumerate((70.0, 72.0, 74.0)):
+                write(("digits", "resnet", 40, 1, part, setting.name, seed, accuracy), tmp_path / "some.csv")
+    write(("digits", "plain", 40, 1, "table", "baseline", 0, 50.0), tmp_path / "some.csv")
+    results = Results(tmp_path / "some.csv")
+    table, agreement, sweeps = results.as_markdown().split("\n\n")
+    assert "| baseline | 72.00 ± 2.00 | 50.00 |" in table
+    assert "Dropout (torch's), with the standard error: resnet +0.00 ± 1.63." in agreement
+    assert sweeps.splitlines()[2] == "| DropBlock, scheduled (as above) | 72.00 ± 2.00 |"
+    assert len(sweeps.splitlines()) == 3 + len(SWEEPS)
+    panels = results.plot().get_axes()
+    assert [len(panel.get_yticklabels()) for panel in panels] == [len(TABLE), 1, len(SWEEPS) + 1]
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:

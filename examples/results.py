@@ -1,0 +1,134 @@
+"""The results of regularizers.py: a line per run in a CSV file, tables with mean and spread, a picture with errors."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FIELDS = ("dataset", "network", "images", "epochs", "part", "setting", "seed", "accuracy")
+# What a sweep changes one thing of, by the name it has in the table.
+REFERENCE = "DropBlock, scheduled"
+# Rows that should agree but for the random numbers.
+SAME = (
+    ("Dropout (block_size=1)", "Dropout (torch's)"),
+    ("SpatialDropout (block as the map)", "SpatialDropout (torch's Dropout2d)"),
+)
+
+
+class Column(NamedTuple):
+    """What was trained: a network on so many images of a dataset."""
+
+    dataset: str
+    network: str
+    images: str
+    epochs: str
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.images} images, {self.epochs} epochs"
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(row: Sequence[object], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        csv.writer(file).writerows([FIELDS, row] if new else [row])
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Results:
+    """The accuracies in a file, by part of the study, what was trained, and setting, in the order they were run."""
+
+    def __init__(self, path: Path) -> None:
+        self.parts: dict[str, dict[Column, dict[str, list[float]]]] = {}
+        for row in read(path):
+            column = Column(*(row[name] for name in Column._fields))
+            settings = self.parts.setdefault(row["part"], {}).setdefault(column, {})
+            settings.setdefault(row["setting"], []).append(float(row["accuracy"]))
+        if not self.parts:
+            raise SystemExit(f"error: there are no results in {path} yet")
+        for column, settings in self.parts.get("sweeps", {}).items():
+            reference = self.parts.get("table", {}).get(column, {}).get(REFERENCE)
+            if reference:
+                self.parts["sweeps"][column] = {f"{REFERENCE} (as above)": reference, **settings}
+
+    def as_markdown(self) -> str:
+        """A table for each part: mean and standard deviation over the seeds, a column for each network."""
+        return "\n\n".join(self._table(part) for part in self.parts)
+
+    def _table(self, part: str) -> str:
+        columns = self.parts[part]
+        seeds = {column: max(map(len, settings.values())) for column, settings in columns.items()}
+        names = list(dict.fromkeys(name for settings in columns.values() for name in settings))
+        titles = [f"{column} ({seeds[column]} seeds)" for column in columns]
+        lines = [
+            f"| test accuracy on {', '.join({column.dataset: 0 for column in columns})}, % | {' | '.join(titles)} |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
+        for name in names:
+            cells = [_cell(settings.get(name, []), seeds[column]) for column, settings in columns.items()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        differences = [line for pair in SAME if (line := _difference(columns, *pair))]
+        return "\n".join([*lines, *(["", *differences] if differences else [])])
+
+    def plot(self) -> Figure:
+        """Means with their standard errors: a row of panels for each part, a panel for each network."""
+        from matplotlib.figure import Figure
+
+        width = max(map(len, self.parts.values()))
+        figure = Figure(figsize=(5.4 * width, 3.9 * len(self.parts)), layout="constrained", dpi=150)
+        grid = figure.subplots(len(self.parts), width, squeeze=False)
+        for row, (part, columns) in zip(grid, self.parts.items(), strict=True):
+            for axis in row[len(columns) :]:
+                axis.remove()
+            for axis, (column, settings) in zip(row, columns.items(), strict=False):
+                _draw(axis, column, settings, part)
+        return figure
+
+
+def _cell(values: list[float], seeds: int) -> str:
+    if not values:
+        return ""
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{spread}" + (f" ({len(values)} seeds)" if len(values) != seeds else "")
+
+
+def _difference(columns: dict[Column, dict[str, list[float]]], ours: str, theirs: str) -> str:
+    """How far two rows are apart, with the standard error of that."""
+    parts = []
+    for column, settings in columns.items():
+        left, right = settings.get(ours, []), settings.get(theirs, [])
+        if len(left) > 1 and len(right) > 1:
+            error = (stdev(left) ** 2 / len(left) + stdev(right) ** 2 / len(right)) ** 0.5
+            parts.append(f"{column.network} {mean(left) - mean(right):+.2f} ± {error:.2f}")
+    return f"{ours} less {theirs}, with the standard error: {'; '.join(parts)}." if parts else ""
+
+
+def _draw(axis: Axes, column: Column, settings: dict[str, list[float]], part: str) -> None:
+    for name, values in reversed(settings.items()):
+        error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
+        color = "#d1495b" if "DropBlock" in name or part == "sweeps" else "#30638e"
+        axis.errorbar(mean(values), name, xerr=error, fmt="o", color=color, capsize=3)
+    line = next((values for name, values in settings.items() if name == "baseline" or "as above" in name), None)
+    if line:
+        axis.axvline(mean(line), color="#888888", linewidth=0.8, linestyle="--")
+    seeds = max(map(len, settings.values()))
+    axis.set_title(f"{column.network}, {column.images} images of {column.dataset}, {seeds} seeds", fontsize=10)
+    axis.set_xlabel("test accuracy, % (mean and standard error)")
+    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
