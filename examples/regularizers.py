@@ -268,7 +268,7 @@ def run(args: argparse.Namespace) -> None:
 
 def report(path: Path) -> None:
     """Prints the tables as Markdown and draws them beside the file."""
-    results = Results(path)
+    results = Results(path, {part: [setting.name for setting in settings] for part, settings in PARTS.items()})
     print(results.as_markdown())
     results.plot().savefig(path.with_suffix(".png"))
     print(f"\nwrote {path.with_suffix('.png')}", file=sys.stderr)

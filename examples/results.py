@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, NamedTuple
@@ -52,9 +52,15 @@ def write(row: Sequence[object], path: Path) -> None:
 
 
 class Results:
-    """The accuracies in a file, by part of the study, what was trained, and setting, in the order they were run."""
+    """The accuracies in a file, by part of the study, what was trained, and setting.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        order: the names of the settings of each part, in the order of the tables.
+    """
+
+    def __init__(self, path: Path, order: Mapping[str, Sequence[str]]) -> None:
+        self.order = order
         self.parts: dict[str, dict[Column, dict[str, list[float]]]] = {}
         for row in read(path):
             column = Column(*(row[name] for name in Column._fields))
@@ -65,7 +71,7 @@ class Results:
         for column, settings in self.parts.get("sweeps", {}).items():
             reference = self.parts.get("table", {}).get(column, {}).get(REFERENCE)
             if reference:
-                self.parts["sweeps"][column] = {f"{REFERENCE} (as above)": reference, **settings}
+                settings[f"{REFERENCE} (as above)"] = reference
 
     def as_markdown(self) -> str:
         """A table for each part: mean and standard deviation over the seeds, a column for each network."""
@@ -74,13 +80,12 @@ class Results:
     def _table(self, part: str) -> str:
         columns = self.parts[part]
         seeds = {column: max(map(len, settings.values())) for column, settings in columns.items()}
-        names = list(dict.fromkeys(name for settings in columns.values() for name in settings))
         titles = [f"{column} ({seeds[column]} seeds)" for column in columns]
         lines = [
             f"| test accuracy on {', '.join({column.dataset: 0 for column in columns})}, % | {' | '.join(titles)} |",
             "|---" * (len(columns) + 1) + "|",
         ]
-        for name in names:
+        for name in self._names(part):
             cells = [_cell(settings.get(name, []), seeds[column]) for column, settings in columns.items()]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         differences = [line for pair in SAME if (line := _difference(columns, *pair))]
@@ -91,14 +96,20 @@ class Results:
         from matplotlib.figure import Figure
 
         width = max(map(len, self.parts.values()))
-        figure = Figure(figsize=(5.4 * width, 3.9 * len(self.parts)), layout="constrained", dpi=150)
+        figure = Figure(figsize=(4 * width + 2.6, 3.9 * len(self.parts)), layout="constrained", dpi=150)
         grid = figure.subplots(len(self.parts), width, squeeze=False)
         for row, (part, columns) in zip(grid, self.parts.items(), strict=True):
             for axis in row[len(columns) :]:
                 axis.remove()
+            names = self._names(part)
             for axis, (column, settings) in zip(row, columns.items(), strict=False):
-                _draw(axis, column, settings, part)
+                _draw(axis, column, [(name, settings.get(name, [])) for name in names], part)
+                axis.set_yticks(range(len(names)), names if axis is row[0] else [""] * len(names))
         return figure
+
+    def _names(self, part: str) -> list[str]:
+        there = {name for settings in self.parts[part].values() for name in settings}
+        return [name for name in (f"{REFERENCE} (as above)", *self.order[part]) if name in there]
 
 
 def _cell(values: list[float], seeds: int) -> str:
@@ -119,15 +130,17 @@ def _difference(columns: dict[Column, dict[str, list[float]]], ours: str, theirs
     return f"{ours} less {theirs}, with the standard error: {'; '.join(parts)}." if parts else ""
 
 
-def _draw(axis: Axes, column: Column, settings: dict[str, list[float]], part: str) -> None:
-    for name, values in reversed(settings.items()):
-        error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
-        color = "#d1495b" if "DropBlock" in name or part == "sweeps" else "#30638e"
-        axis.errorbar(mean(values), name, xerr=error, fmt="o", color=color, capsize=3)
-    line = next((values for name, values in settings.items() if name == "baseline" or "as above" in name), None)
-    if line:
-        axis.axvline(mean(line), color="#888888", linewidth=0.8, linestyle="--")
-    seeds = max(map(len, settings.values()))
+def _draw(axis: Axes, column: Column, rows: list[tuple[str, list[float]]], part: str) -> None:
+    for place, (name, values) in enumerate(rows):
+        if values:
+            error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
+            color = "#d1495b" if "DropBlock" in name or part == "sweeps" else "#30638e"
+            axis.errorbar(mean(values), place, xerr=error, fmt="o", color=color, capsize=3)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    compared = next((values for name, values in rows if values and (name == "baseline" or "as above" in name)), None)
+    if compared:
+        axis.axvline(mean(compared), color="#888888", linewidth=0.8, linestyle="--")
+    seeds = max(len(values) for _, values in rows)
     axis.set_title(f"{column.network}, {column.images} images of {column.dataset}, {seeds} seeds", fontsize=10)
     axis.set_xlabel("test accuracy, % (mean and standard error)")
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)

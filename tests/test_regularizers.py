@@ -67,14 +67,17 @@ def test_tables_and_picture_of_both_parts(tmp_path: Path) -> None:
             for seed, accuracy in enumerate((70.0, 72.0, 74.0)):
                 write(("digits", "resnet", 40, 1, part, setting.name, seed, accuracy), tmp_path / "some.csv")
     write(("digits", "plain", 40, 1, "table", "baseline", 0, 50.0), tmp_path / "some.csv")
-    results = Results(tmp_path / "some.csv")
+    order = {"table": [setting.name for setting in TABLE], "sweeps": [setting.name for setting in SWEEPS]}
+    results = Results(tmp_path / "some.csv", order)
     table, agreement, sweeps = results.as_markdown().split("\n\n")
     assert "| baseline | 72.00 ± 2.00 | 50.00 |" in table
     assert "Dropout (torch's), with the standard error: resnet +0.00 ± 1.63." in agreement
     assert sweeps.splitlines()[2] == "| DropBlock, scheduled (as above) | 72.00 ± 2.00 |"
     assert len(sweeps.splitlines()) == 3 + len(SWEEPS)
     panels = results.plot().get_axes()
-    assert [len(panel.get_yticklabels()) for panel in panels] == [len(TABLE), 1, len(SWEEPS) + 1]
+    assert [len(panel.containers) for panel in panels] == [len(TABLE), 1, len(SWEEPS) + 1]  # points with error bars
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == [setting.name for setting in TABLE]
+    assert {float(bars[0].get_xdata()[0]) for bars in panels[0].containers} == {72.0}
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
