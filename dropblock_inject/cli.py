@@ -26,7 +26,14 @@ examples:
   dropblock-inject schedule --total-steps 10000 --mode cosine -o schedule.png
   dropblock-inject bench
 """
-_MODEL = "timm:NAME, torchvision:NAME, a NAME found in either, or FILE.py:FUNCTION"
+_MODEL = "timm:NAME, torchvision:NAME, a NAME found in either, or FILE.py:FUNCTION (the file is run, as by an import)"
+# What messages for Python call by other names here.
+_IN_WORDS_OF_THE_COMMAND = {
+    "print(plan_dropblock(model))": "dropblock-inject plan MODEL",
+    "stages=[-2, -1]": "--stages -2 -1",
+    "pass a larger example_input": "give a larger --image-size",
+    "give a file of weights": "give a file of weights by --checkpoint",
+}
 
 
 def run() -> None:
@@ -44,7 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
         sys.stdout.flush()
     except DropBlockInjectError as error:
-        print(f"dropblock-inject: error: {error}", file=sys.stderr)
+        message = str(error)
+        for words, own in _IN_WORDS_OF_THE_COMMAND.items():
+            message = message.replace(words, own)
+        if "example_input" in message:
+            message += ". Here --image-size takes the place of example_input"
+        print(f"dropblock-inject: error: {message}", file=sys.stderr)
         return 1
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # `| head` has seen enough
@@ -76,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     stages.add_argument("model", help=_MODEL)
     _add_image_size(stages)
     stages.add_argument("--json", action="store_true", help="as plain data")
-    stages.add_argument("-o", "--output", type=Path, metavar="FILE", help="draw them too: .png, .pdf, .svg")
+    stages.add_argument("-o", "--output", type=_picture, metavar="FILE", help="draw them too: .png, .pdf, .svg")
     stages.add_argument("--block", metavar="NAME", help="the block to draw whole (the first of the last stage)")
 
     plan = command("plan", _plan, "where inject_dropblock would put DropBlocks")
@@ -89,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_layer(plan, keep_prob=0.9)
     _add_image_size(plan)
     plan.add_argument("--json", action="store_true", help="as plain data")
-    plan.add_argument("-o", "--output", type=Path, metavar="FILE", help="draw it too: .png, .pdf, .svg")
+    plan.add_argument("-o", "--output", type=_picture, metavar="FILE", help="draw it too: .png, .pdf, .svg")
 
     show = command("show", _show, "feature maps of a picture under Dropout, SpatialDropout and DropBlock")
     show.add_argument("image", type=Path, help="a picture")
@@ -97,11 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--pretrained", action="store_true", help="download the library's weights")
     show.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights: a state dict")
     show.add_argument("--layer", metavar="NAME", help="whose output to show (the last block of the last stage but one)")
-    show.add_argument("--channels", type=_at_least_1, default=4, metavar="N", help="so many feature maps (4)")
+    show.add_argument("--channels", type=int, choices=range(1, 17), default=4, metavar="N", help="1 to 16 maps (4)")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="for the random numbers (0)")
     _add_layer(show, keep_prob=0.75)
     _add_image_size(show)
-    show.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=".png, .pdf, .svg")
+    show.add_argument("-o", "--output", type=_picture, required=True, metavar="FILE", help=".png, .pdf, .svg")
 
     schedule = command("schedule", _schedule, "keep_prob over the steps of a training")
     schedule.add_argument("--total-steps", type=int, required=True, metavar="N", help="optimizer steps")
@@ -111,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     schedule.add_argument("--warmup-steps", type=int, default=0, metavar="N", help="steps that stay at the start (0)")
     _add_sites(schedule)
     schedule.add_argument("--keep-prob", type=float, default=0.9, metavar="P", help="of the deepest stage (0.9)")
-    schedule.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help=".png, .pdf, .svg")
+    schedule.add_argument("-o", "--output", type=_picture, required=True, metavar="FILE", help=".png, .pdf, .svg")
 
     bench = command("bench", _bench, "what drop_block costs on this machine")
     bench.add_argument("--shape", type=_at_least_1, nargs=4, default=[32, 1024, 14, 14], metavar=("N", "C", "H", "W"))
@@ -123,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_sites(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stages", type=int, nargs="+", default=[3, 4], metavar="N", help="-1 is the last (3 4)")
+    parser.add_argument("--stages", type=_stage, nargs="+", default=[3, 4], metavar="N", help="-1 is the last (3 4)")
     parser.add_argument("--no-depth-scaling", action="store_true", help="drop as much in each stage")
 
 
@@ -150,7 +162,10 @@ def _stages(arguments: argparse.Namespace) -> None:
     from .named import build_without_data
     from .stages import find_stages
 
-    model, example = build_without_data(arguments.model), _example(arguments)
+    if arguments.block and not arguments.output:
+        raise DropBlockValueError("--block says what to draw; give -o FILE.png too")
+    model = build_without_data(arguments.model)
+    example = _example(model, arguments)
     stages = find_stages(model, example)
     if arguments.json:
         print(json.dumps([asdict(stage) for stage in stages], indent=2))
@@ -182,9 +197,10 @@ def _plan(arguments: argparse.Namespace) -> None:
     from .named import build_without_data
     from .plan import plan_dropblock
 
-    example = _example(arguments)
+    model = build_without_data(arguments.model)
+    example = _example(model, arguments)
     plan = plan_dropblock(
-        build_without_data(arguments.model),
+        model,
         arguments.stages,
         keep_prob=arguments.keep_prob,
         block_size=arguments.block_size,
@@ -221,9 +237,11 @@ def _show(arguments: argparse.Namespace) -> None:
         arguments.block_size,
         channels=arguments.channels,
         seed=arguments.seed,
-        title=f"{layer} of {type(model).__name__}",
+        title=f"{layer} of {arguments.model.rpartition(':')[2]}",
     )
     _save(figure, arguments.output)
+    if not (arguments.pretrained or arguments.checkpoint or ".py:" in arguments.model):
+        print("its weights are random; give --pretrained or --checkpoint FILE for trained ones", file=sys.stderr)
 
 
 def _schedule(arguments: argparse.Namespace) -> None:
@@ -268,13 +286,13 @@ def _bench(arguments: argparse.Namespace) -> None:
         print(f"{name:20}  {seconds * 1e3:8.2f}  {seconds / found[FLOOR]:8.2f}")
 
 
-def _example(arguments: argparse.Namespace) -> Any:
+def _example(model: Any, arguments: argparse.Namespace) -> Any:
     if arguments.image_size is None:
         return None
-    import torch
+    from .probe import example_of_size
 
     size = arguments.image_size
-    return torch.empty(1, 3, *(size * 2 if len(size) == 1 else size))
+    return example_of_size(model, tuple(size * 2 if len(size) == 1 else size))
 
 
 def _save(figure: Any, file: Path) -> None:
@@ -295,6 +313,22 @@ def _pixels_or_share(text: str) -> int | float:
         return float(text) if "." in text else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be pixels or a share of the map, got {text!r}") from None
+
+
+def _stage(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number; several go with spaces: 3 4") from None
+
+
+def _picture(text: str) -> Path:
+    file = Path(text)
+    if file.is_dir() or not file.suffix:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no name of a picture, such as {file / 'x' if file.is_dir() else file}.png"
+        )
+    return file
 
 
 def _at_least_1(text: str) -> int:

@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -69,7 +70,11 @@ def find_model(name: str) -> tuple[str, str]:
     """The library that has the model, and its name there."""
     library, _, bare = name.rpartition(":")
     if library and library not in LIBRARIES:
-        raise DropBlockValueError(f"unknown library in {name}; use timm:NAME or torchvision:NAME")
+        raise DropBlockValueError(
+            f"unknown library in {name}; use timm:NAME or torchvision:NAME, or FILE.py:FUNCTION for a model of your own"
+        )
+    if bare.endswith(".py"):
+        raise DropBlockValueError(f"{name} is a file; say which of its functions makes the model: {name}:FUNCTION")
     candidates = {one: _names(one) for one in ((library,) if library else LIBRARIES) if find_spec(one)}
     if not candidates:
         raise DropBlockValueError(
@@ -146,4 +151,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise DropBlockValueError(f"{file} is no checkpoint of this {type(model).__name__}: {reason[:300]}") from None
+        raise DropBlockValueError(
+            f"{file} is no checkpoint of this {type(model).__name__}: {shorten(reason, 300, placeholder=' …')}; a "
+            "model with another classifier is made by FILE.py:FUNCTION"
+        ) from None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from .errors import NoTrunkError, TraceError
+from .errors import DropBlockTypeError, DropBlockValueError, NoTrunkError, TraceError
 from .geometry import Geometry
 from .timm_info import declared_input_size
 from .trace import Trace, trace_forward
@@ -27,14 +27,16 @@ def trace_model(model: nn.Module, example_input: Any = None) -> Trace:
         TraceError: the forward pass failed before any convolution ran.
     """
     calls = [_as_call(example_input)] if example_input is not None else [((x,), {}) for x in _made_up_inputs(model)]
+    traces = []
     for args, kwargs in calls:
-        trace = trace_forward(model, args, kwargs)
-        if trace.error is None:
+        traces.append(trace_forward(model, args, kwargs))
+        if traces[-1].error is None:
             break
+    trace = max(traces, key=lambda trace: (trace.error is None, len(trace.ops)))  # the one that got furthest
     if trace.error is not None and Geometry.of(trace) is None:
         raise TraceError(
             f"{type(model).__name__} could not be traced with an input of shape {shapes_of(trace)}: "
-            f"{as_text(trace.error)}. Pass {'an' if example_input is None else 'another'} example_input: a tensor with "
+            f"{failure_of(trace)}. Pass {'an' if example_input is None else 'another'} example_input: a tensor with "
             "its batch axis, a tuple of positional arguments, or a dict of keyword arguments, just what model(...) is "
             f"called with, here {_signature(model)}; only shapes and dtypes matter"
         ) from trace.error
@@ -46,9 +48,34 @@ def shapes_of(trace: Trace) -> str:
     return ", ".join(str(tuple(value.shape)) for value in trace.inputs)
 
 
-def as_text(error: Exception) -> str:
-    """An error of the model's own code, as part of a sentence."""
-    return f"{type(error).__name__}: {error}".rstrip(".")
+def failure_of(trace: Trace) -> str:
+    """What ended a pass, as part of a sentence: the error, the module it is of, and what that was given."""
+    text = f"{type(trace.error).__name__}: {trace.error}".rstrip(".")
+    if len(trace.ended_in) < 2:
+        return text
+    call = trace.ended_in[-1]
+    given = " and ".join(str(value.shape) for value in call.arguments.values())
+    kind = repr(call.module) if not list(call.module.children()) else type(call.module).__name__
+    return f"{text} (in {call.name}, {kind}, given {given or 'no tensor'})"
+
+
+def example_of_size(model: nn.Module, size: tuple[int, ...]) -> torch.Tensor:
+    """One image of that size for a model, without data.
+
+    Raises:
+        NoTrunkError: no convolution to go by.
+        DropBlockValueError: the images of the model have another number of axes.
+    """
+    made_up = _made_up_inputs(model)
+    shape = made_up[0].shape
+    if len({other.shape[1] for other in made_up}) > 1:
+        shape = next((x.shape for x in made_up if trace_forward(model, (x,), {}).error is None), shape)
+    if len(size) != len(shape) - 2:
+        raise DropBlockValueError(
+            f"an image of {'x'.join(map(str, size))} pixels for {type(model).__name__}, which takes images with "
+            f"{len(shape) - 2} sides, such as {'x'.join(map(str, shape[2:]))}"
+        )
+    return torch.empty(*shape[:2], *size, device="meta")
 
 
 def _signature(model: nn.Module) -> str:
@@ -57,6 +84,11 @@ def _signature(model: nn.Module) -> str:
 
 
 def _as_call(example_input: Any) -> tuple[tuple, dict[str, Any]]:
+    if isinstance(example_input, tuple | list) and example_input and all(isinstance(n, int) for n in example_input):
+        size = ", ".join(map(str, example_input))
+        raise DropBlockTypeError(
+            f"example_input={example_input} is a shape, not what the model is called with; pass torch.empty({size})"
+        )
     if isinstance(example_input, dict):
         return (), example_input
     if isinstance(example_input, tuple):
@@ -71,11 +103,14 @@ def _made_up_inputs(model: nn.Module) -> list[torch.Tensor]:
             f"no convolution in {type(model).__name__}: DropBlock drops parts of the feature maps of a convolutional "
             "network; for a transformer use drop path (stochastic depth)"
         )
-    channels, sizes = convolution.in_channels, _SIZES[len(convolution.kernel_size)]
+    channels, sizes = [convolution.in_channels], _SIZES[len(convolution.kernel_size)]
     declared = declared_input_size(model)
     if declared is not None and len(declared) == len(sizes[0]) + 1:
-        channels, sizes = declared[0], [declared[1:]]
-    return [torch.empty(1, channels, *size, device="meta", dtype=convolution.weight.dtype) for size in sizes]
+        # A model may be made for other channels than it declares, and a stem may fold 4 or 16 pixels into channels.
+        folded = [channels[0] // pixels for pixels in (4, 16) if channels[0] % pixels == 0]
+        channels, sizes = list(dict.fromkeys([declared[0], *channels, *folded])), [declared[1:]]
+    dtype = convolution.weight.dtype
+    return [torch.empty(1, count, *size, device="meta", dtype=dtype) for count in channels for size in sizes]
 
 
 def _convolutions(model: nn.Module) -> Iterator[_ConvNd]:

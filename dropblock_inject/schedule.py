@@ -205,7 +205,7 @@ class KeepProbSchedule:
         """
         own = self.state_dict()
         if not isinstance(state, dict) or state.keys() != own.keys():
-            found = f"keys {sorted(map(str, state))}" if isinstance(state, dict) else type(state).__name__
+            found = f"keys {_some(sorted(map(str, state)))}" if isinstance(state, dict) else type(state).__name__
             raise ScheduleError(f"not the state of a KeepProbSchedule: expected keys {sorted(own)}, got {found}")
         _check_int("last_step", state["last_step"], 0)
         changed = [name for name in own if name != "last_step" and own[name] != state[name]]
@@ -276,3 +276,7 @@ def _check_int(name: str, value: Any, lowest: int) -> None:
         raise DropBlockTypeError(f"{name} must be an int, got {value!r}")
     if value < lowest:
         raise DropBlockValueError(f"{name} must be at least {lowest}, got {value}")
+
+
+def _some(keys: list[str]) -> str:
+    return f"{keys}" if len(keys) < 10 else f"{keys[:3]} and {len(keys) - 3} more"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,8 @@ _WHERE: dict[str, tuple[Where, ...]] = {
     "skip": ("skip",),
     "output": ("output",),
 }
+# The other arguments of inject_dropblock, to be offered for a misspelt one.
+_ARGUMENTS = ("keep_prob", "block_size", "where", "include", "exclude", "depth_scaling", "example_input", "strict")
 _DROP_PER_STAGE = 4  # the authors' rule: each stage further up drops a quarter as much
 
 
@@ -27,8 +30,10 @@ def check_layer_options(keep_prob: Any, block_size: BlockSize, options: dict[str
     allowed = ("per_channel", "rescale", "calibrated", "generator", "inplace")
     for name in options:
         if name not in allowed:
+            close = get_close_matches(name, [*allowed, *_ARGUMENTS], n=1)
+            advice = f", did you mean {close[0]}?" if close else ""
             raise DropBlockTypeError(
-                f"unknown argument {name!r}; the layer options are {', '.join(allowed)}"
+                f"unknown argument {name!r}{advice}; the layer options are {', '.join(allowed)}"
                 + (" (channel_dim is found by itself)" if name == "channel_dim" else "")
             )
     for value in keep_prob.values() if isinstance(keep_prob, Mapping) else [keep_prob]:
@@ -59,9 +64,13 @@ def choose_stages(
             for stage in stages
         )
         pixels = "x".join(map(str, image_size))
+        last = stages[-1]
+        advice = f"stages=[-2, -1] means its last two, {stages[-2].index} and {last.index}" if len(stages) > 1 else ""
+        if min(last.map_size) < 4:
+            advice += "; a map of a single pixel makes no stage: where images are small, pass a larger example_input"
         raise NoMatchError(
             f"no stage {', '.join(map(str, missing))} in the model; for an input of {pixels} pixels it has\n{lines}\n"
-            "(a map of a single pixel makes no stage: where images are small, pass a larger example_input)"
+            f"({advice.removeprefix('; ')})"
         )
     chosen = {i if i >= 0 else stages[i].index for i in wanted if i not in missing}
     return [stage for stage in stages if stage.index in chosen]

@@ -14,7 +14,7 @@ from torch import nn
 from .blocks import Block
 from .errors import DropBlockTypeError, TraceError
 from .geometry import Geometry
-from .probe import as_text, shapes_of, trace_model
+from .probe import failure_of, shapes_of, trace_model
 from .timm_info import levels_cut_off
 from .trace import Trace
 from .trunk import find_trunk_levels
@@ -141,7 +141,7 @@ def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block]) ->
     if missed:
         raise TraceError(
             f"the forward pass of {type(model).__name__} without data, on an input of shape {shapes_of(trace)}, ended "
-            f"early, before {missed[0]}: {as_text(trace.error)}. DropBlock would only come into the part before it. If "
+            f"early, before {missed[0]}: {failure_of(trace)}. DropBlock would only come into the part before it. If "
             "the model takes images of another size or other arguments, pass what it is called with as example_input. "
             "What its code asks of the values of a tensor (item(), numpy(), if tensor:) has no answer there: leave it "
             "out in eval mode"

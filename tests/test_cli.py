@@ -93,6 +93,26 @@ def test_pictures(capsys, tmp_path):
     assert all((tmp_path / name).stat().st_size > 5000 for name in names)
 
 
+def test_a_network_for_grey_images(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    photograph, file = tmp_path / "photograph.png", tmp_path / "grey.py"
+    Image.effect_noise((80, 60), 50).convert("RGB").save(photograph)
+    file.write_text("import timm\n\ndef net():\n    return timm.create_model('test_resnet', in_chans=1)\n")
+    assert "stage" in run(capsys, "stages", f"{file}:net", "--image-size", 96)
+    run(capsys, "show", photograph, "--model", f"{file}:net", "-o", tmp_path / "grey.png")
+    file.write_text(file.read_text().replace("in_chans=1", "in_chans=5"))
+    assert cli.main(["show", str(photograph), "--model", f"{file}:net", "-o", str(tmp_path / "five.png")]) == 1
+    assert "takes images of 5 channels; a picture has 3, or 1" in capsys.readouterr().err
+
+
+def test_random_weights_are_said_to_be(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    photograph = tmp_path / "photograph.png"
+    Image.effect_noise((80, 60), 50).save(photograph)
+    assert cli.main(["show", str(photograph), "--model", "test_resnet", "-o", str(tmp_path / "show.png")]) == 0
+    assert "its weights are random" in capsys.readouterr().err
+
+
 def test_show_with_weights_of_a_file(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     photograph, weights = tmp_path / "photograph.png", tmp_path / "net.pt"
@@ -119,6 +139,19 @@ def test_bench(capsys):
 MISTAKES = [
     (["plan", "resnet999"], r"unknown model resnet999; did you mean .*resnet50"),
     (["plan", "timm:vgg_16"], r"unknown model timm:vgg_16; did you mean .*vgg16"),
+    (["plan", "net.py"], "net.py is a file; say which of its functions makes the model: net.py:FUNCTION"),
+    (["plan", "notes.txt:make"], "unknown library in notes.txt:make; .*or FILE.py:FUNCTION"),
+    (
+        ["plan", "resnet18", "--image-size", "9", "9", "9"],
+        "of 9x9x9 pixels for ResNet, which takes images with 2 sides",
+    ),
+    (
+        ["plan", "resnet18", "--image-size", "32"],
+        "--stages -2 -1 means its last two, 2 and 3; .*give a larger --image-size",
+    ),
+    (["plan", "resnet18", "--include", "lair"], "dropblock-inject plan MODEL lists them all"),
+    (["stages", "resnet18", "--block", "layer1.0"], "--block says what to draw; give -o FILE.png too"),
+    (["show", ".", "--model", "resnet18", "-o", "a.png"], ". is a folder; name a picture"),
     (["stages", "keras:resnet50"], "unknown library in keras:resnet50; use timm:NAME or torchvision:NAME"),
     (["stages", "nowhere.py:net"], "no file nowhere.py"),
     (["stages", f"{TESTS / 'networks.py'}:CifarResnet"], "no function 'CifarResnet' in .*; did you mean CifarResNet"),
@@ -169,7 +202,12 @@ def test_mistakes_get_a_sentence_and_no_traceback(capsys, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["draw"], ["plan"], ["plan", "resnet18", "--where", "there"], ["plan", "x", "--k"]]
+    "words",
+    [
+        *([], ["draw"], ["plan"], ["plan", "resnet18", "--where", "there"], ["plan", "x", "--k"]),
+        *(["plan", "resnet18", "--stages", "3,4"], ["stages", "resnet18", "-o", "noext"], ["stages", "x", "-o", "."]),
+        ["show", "a.png", "--model", "resnet18", "-o", "b.png", "--channels", "9999"],
+    ],
 )
 def test_wrong_usage_ends_with_2(capsys, words):
     with pytest.raises(SystemExit) as ended:

@@ -62,7 +62,10 @@ REQUESTS = [
     ({"where": ()}, ValueError, r"where must be .*got \(\)"),
     ({"where": 3}, ValueError, r"where must be .*got 3"),
     ({"rescale": "mean"}, ValueError, r"rescale must be 'batch', 'sample', 'expected' or None, got 'mean'"),
-    ({"block": 7}, TypeError, r"unknown argument 'block'; the layer options are per_channel, rescale, calibrated"),
+    ({"block": 7}, TypeError, r"unknown argument 'block', did you mean block_size\?; the layer options are"),
+    ({"keepprob": 0.9}, TypeError, r"unknown argument 'keepprob', did you mean keep_prob\?"),
+    ({"zzz": 7}, TypeError, r"unknown argument 'zzz'; the layer options are per_channel, rescale, calibrated"),
+    ({"example_input": (1, 3, 32, 32)}, TypeError, r"is a shape, .*; pass torch.empty\(1, 3, 32, 32\)"),
     ({"channel_dim": -1}, TypeError, r"unknown argument 'channel_dim'.*found by itself"),
     (
         {"include": "stage3.0.conv11"},
@@ -82,7 +85,7 @@ REQUESTS = [
     (
         {"example_input": torch.empty(1, 1, 32, 32)},
         RuntimeError,
-        r"shape \(1, 1, 32, 32\): RuntimeError: .*channel.*Pass another example_input",
+        r"shape \(1, 1, 32, 32\): RuntimeError: .* \(in .*, Conv2d\(3, .*, given \(1, 1, 32, 32\)\)\. Pass another",
     ),
 ]
 

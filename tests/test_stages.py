@@ -15,6 +15,7 @@ from networks import NETWORKS, CifarResNet, example_for, plain_conv_net
 from torch import nn
 
 from dropblock_inject import DropBlockInjectError, find_stages
+from dropblock_inject.probe import example_of_size
 
 # network: (reduction, channels, map size, blocks, first block) of every stage from the shallowest; number of the first
 EFFICIENTNET = [(2, 16, 112, 1), (4, 24, 56, 2), (8, 40, 28, 2), (16, 112, 14, 6), (32, 320, 7, 5)]
@@ -147,6 +148,14 @@ def test_example_input_is_what_the_model_is_called_with(example: str) -> None:
     stages = find_stages(wrap(torchvision.models.resnet18()), example_input)
     assert [stage.map_size[0] for stage in stages] == [16, 8, 4, 2]
     assert [stage.index for stage in stages] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "tresnet_m"])  # the last folds pixels into channels
+def test_images_of_other_channels_than_declared(name: str, channels: int) -> None:
+    model = timm.create_model(name, in_chans=channels)
+    assert find_stages(model) == find_stages(timm.create_model(name))
+    assert find_stages(model, example_of_size(model, (96, 128)))[-1].map_size == (3, 4)
 
 
 def test_names_within_a_wrapper_are_those_of_the_wrapper() -> None:
