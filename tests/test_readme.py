@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
-from networks import CifarResNet
 
-from dropblock_inject import dropblock_sites, inject_dropblock
+from dropblock_inject import KeepProbSchedule, dropblock_sites, inject_dropblock, plan_dropblock
 from dropblock_inject.cli import _parser
 
 ROOT = Path(__file__).parents[1]
@@ -36,17 +37,29 @@ def test_the_table_is_what_it_prints() -> None:
     assert str(inject_dropblock(torchvision.models.resnet18())) == table.strip()
 
 
-def test_the_lines_for_an_own_network_run() -> None:
-    net = CifarResNet(1)
-    exec(
-        next(text for _, text in BLOCKS if "inject_dropblock(net" in text),
-        {
-            "net": net,
-            "torch": torch,
-            "inject_dropblock": inject_dropblock,
-        },
+def test_the_own_network_trains_stops_and_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(next(text for _, text in BLOCKS if "# net.py" in text), names)
+    batches = [(torch.randn(4, 3, 32, 32), torch.randint(10, (4,))) for _ in range(8)]
+    trace: list[float] = []
+    step = KeepProbSchedule.step
+    monkeypatch.setattr(
+        KeepProbSchedule, "step", lambda self: (step(self), trace.extend(self.get_last_keep_prob()[:1]))
     )
-    assert len(dropblock_sites(net)) > 0
+
+    class Interrupted(list):
+        def __getitem__(self, part: slice) -> Iterator:
+            yield from list(self)[part][:3]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        names["train"](Interrupted(batches))
+    assert len(trace) == 3
+    net = names["train"](batches)
+    assert trace == pytest.approx([1 - 0.1 * done / 8 for done in range(1, 9)])
+    assert dropblock_sites(net) == []
+    assert plan_dropblock(net, -1, example_input=torch.empty(1, 3, 32, 32))
 
 
 def test_the_commands_are_understood() -> None:
