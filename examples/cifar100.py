@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torchvision import models, transforms
 
-from dropblock_inject import KeepProbSchedule, inject_dropblock
+from dropblock_inject import KeepProbSchedule, inject_dropblock, presets
 
 SIZE = 32
 
@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> None:
 
     model = small_image_resnet18(data.classes)
     example = torch.empty(1, 3, SIZE, SIZE)
-    print(inject_dropblock(model, stages=[3, 4], keep_prob=args.keep_prob, block_size=0.5, example_input=example))
+    preset = {**presets.SMALL_IMAGES, "keep_prob": args.keep_prob}
+    print(inject_dropblock(model, **preset, example_input=example))
     model.to(args.device).to(memory_format=torch.channels_last)
 
     steps = args.epochs * len(train)

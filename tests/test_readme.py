@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from dropblock_inject import KeepProbSchedule, dropblock_sites, inject_dropblock
 from dropblock_inject.cli import _parser
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from regularizers import PARTS  # noqa: E402
+from results import Results  # noqa: E402
+
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
 
@@ -81,3 +87,12 @@ def test_every_example_is_named() -> None:
     shared = {"checkpoint", "data", "models", "results", "scenes", "small_networks"}
     for script in (ROOT / "examples").glob("*.py"):
         assert script.stem in shared or f"{script.name}`" in README, script.name
+
+
+def test_the_study_is_what_its_runs_say() -> None:
+    order = {part: [setting.name for setting in settings] for part, settings in PARTS.items()}
+    results = Results(ROOT / "examples" / "study" / "fashion-mnist.csv", order)
+    assert results.as_markdown() in README
+    for columns in results.parts.values():
+        for settings in columns.values():
+            assert min(map(len, settings.values())) >= 5
