@@ -101,6 +101,14 @@ def imagenet_lite0() -> nn.Module:
     return model
 
 
+def lite0_features(*levels: int) -> nn.Module:
+    """The same without its head, which puts out the list of its feature maps at these levels: 1 is at a quarter."""
+    features = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=levels)
+    own = features.state_dict()
+    features.load_state_dict({name: value for name, value in imagenet_lite0().state_dict().items() if name in own})
+    return features
+
+
 def describe_photograph(model: nn.Module) -> str:
     """What an ImageNet model of timm sees in scikit-image's photograph of a cat."""
     from skimage.data import chelsea

@@ -1,10 +1,11 @@
-"""Segmentation with DropBlock in the backbone: torchvision's DeepLabV3, FCN or LR-ASPP.
+"""Segmentation with DropBlock in the backbone: torchvision's DeepLabV3, FCN or LR-ASPP, also with a backbone of timm.
 
     pip install "dropblock-inject[examples]"
-    python segmentation.py                                               # digits strewn over a canvas; minutes on a CPU
+    python segmentation.py                             # digits strewn over a canvas; a minute on a CPU
     python segmentation.py --pets --download --pretrained --model deeplabv3_resnet50 --size 256 --device cuda
 
-These backbones are dilated: their last stages have maps of the same size. Stages 3 and 4 are still those of a
+The default is LR-ASPP on timm's EfficientNet-Lite0, with the ImageNet weights that come as a package. torchvision's
+backbones are dilated: their last stages have maps of the same size. Stages 3 and 4 are still those of a
 classifier, for dilation does not merge stages. ASPP, heads and the auxiliary classifier are left alone.
 """
 
@@ -14,6 +15,7 @@ import argparse
 from typing import Any
 
 import torch
+from models import lite0_features
 from scenes import CLASSES, Scenes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -25,7 +27,7 @@ from torchvision.transforms.functional import pil_to_tensor, resize
 
 from dropblock_inject import KeepProbSchedule, inject_dropblock
 
-MODELS = [name for name in segmentation.__dict__ if name.startswith(("deeplabv3_", "fcn_", "lraspp_"))]
+MODELS = ["lite0"] + [name for name in segmentation.__dict__ if name.startswith(("deeplabv3_", "fcn_", "lraspp_"))]
 
 
 class Pets(Dataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -46,8 +48,21 @@ class Pets(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return resize(pil_to_tensor(image) / 255, self.size), {"mask": classes[mask]}
 
 
+class Lite0(nn.Module):
+    """Two maps of the EfficientNet-Lite0, under the names that LR-ASPP has for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = lite0_features(2, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return dict(zip(("low", "high"), self.body(x), strict=True))
+
+
 def make_segmenter(name: str, classes: int, pretrained: bool) -> nn.Module:
     """The named model with its last layers made anew for so many classes."""
+    if name == "lite0":
+        return segmentation.LRASPP(Lite0(), low_channels=40, high_channels=320, num_classes=classes)
     weights = {"weights": "DEFAULT"} if pretrained else {"weights": None, "weights_backbone": None}
     model = segmentation.__dict__[name](**weights)
     for parent in list(model.modules()):
@@ -60,7 +75,7 @@ def make_segmenter(name: str, classes: int, pretrained: bool) -> nn.Module:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Fine-tune a segmentation model with DropBlock in its backbone.")
     add = parser.add_argument
-    add("--model", default="lraspp_mobilenet_v3_large", choices=MODELS, metavar="NAME", help="(%(default)s)")
+    add("--model", default="lite0", choices=MODELS, metavar="NAME", help="(%(default)s)")
     add("--pretrained", action="store_true", help="download torchvision's weights for it")
     add("--pets", action="store_true", help="Oxford-IIIT Pets in place of the digits")
     add("--root", default="data", metavar="DIR", help="where that is (%(default)s)")

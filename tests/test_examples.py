@@ -40,9 +40,11 @@ def scheduled(monkeypatch: pytest.MonkeyPatch) -> list[KeepProbSchedule]:
     [
         (plain_loop, "--epochs 2 --images 40", 12, "layer"),
         (cifar100, "--dataset digits --epochs 2 --images 40 --batch-size 20", 12, "layer"),
-        (detection, "--epochs 1 --images 12 --size 96", 33, "backbone.body."),
+        (detection, "--epochs 1 --images 12 --size 96", 40, "backbone.body.blocks"),
+        (detection, "--epochs 1 --images 4 --size 64 --model fasterrcnn_mobilenet_v3_large_fpn", 33, "backbone.body."),
         (detection, "--epochs 1 --images 4 --size 64 --model fasterrcnn_resnet50_fpn", 36, "backbone.body.layer"),
-        (segmentation, "--epochs 1 --images 16 --size 64", 33, "backbone."),
+        (segmentation, "--epochs 1 --images 16 --size 64", 40, "backbone.body.blocks"),
+        (segmentation, "--epochs 1 --images 16 --size 64 --model lraspp_mobilenet_v3_large", 33, "backbone."),
         (segmentation, "--epochs 1 --images 4 --batch-size 2 --size 64 --model fcn_resnet50", 36, "backbone.layer"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
