@@ -241,7 +241,13 @@ def run(args: argparse.Namespace) -> None:
     """All runs that are not in the file yet."""
     source = (args.dataset, args.data_dir, args.root, args.download)
     dataset = args.data_dir or args.dataset
-    load_data(*source)  # downloads it, if asked to, before there are several processes
+    data = load_data(*source)  # downloads it, if asked to, before there are several processes
+    if args.images is not None and args.images < 2 * data.classes:
+        raise SystemExit(f"error: --images {args.images} for {data.classes} classes; give two for each or more")
+    try:
+        torch.empty(0, device=args.device)
+    except (AssertionError, RuntimeError) as error:
+        raise SystemExit(f"error: no device {args.device}: {str(error).splitlines()[0]}") from None
     source = (*source[:3], False)
     done = {tuple(row[name] for name in FIELDS[:-1]) for row in read(args.output)}
     runs: dict[tuple[str, ...], tuple[str, Recipe, Setting, int]] = {}

@@ -80,6 +80,19 @@ def test_tables_and_picture_of_both_parts(tmp_path: Path) -> None:
     assert {float(bars[0].get_xdata()[0]) for bars in panels[0].containers} == {72.0}
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--images", "9"], "--images 9 for 10 classes; give two for each"),
+        (["--device", "nowhere"], "no device nowhere"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_trained(tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run(tmp_path, "--networks", "plain", *words)
+    assert not (tmp_path / "study.csv").exists()
+
+
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="there are no results in"):
         run(tmp_path, "--report")
