@@ -1,13 +1,13 @@
 """DropBlock in one line, in place, in any pretrained timm or torchvision CNN."""
 
+from .anatomy.stages import Stage, find_stages
 from .errors import DropBlockInjectError
-from .functional import drop_block
-from .layer import DropBlock
-from .plan import InjectionPlan, InjectionReport, inject_dropblock, plan_dropblock, remove_dropblock
-from .schedule import KeepProbSchedule
-from .sites import Site
-from .stages import Stage, find_stages
-from .status import SiteStatus, check_dropblock, dropblock_disabled, dropblock_sites
+from .ops.functional import drop_block
+from .ops.layer import DropBlock
+from .placement.plan import InjectionPlan, InjectionReport, inject_dropblock, plan_dropblock, remove_dropblock
+from .surgery.site import Site
+from .surgery.status import SiteStatus, check_dropblock, dropblock_disabled, dropblock_sites
+from .training.schedule import KeepProbSchedule
 
 __all__ = [
     "DropBlock",

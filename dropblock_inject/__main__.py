@@ -1,6 +1,6 @@
 """``python -m dropblock_inject`` is the command ``dropblock-inject``."""
 
-from .cli import run
+from .command.main import run
 
 if __name__ == "__main__":
     run()

@@ -44,8 +44,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dropblock_inject import KeepProbSchedule, inject_dropblock, remove_dropblock
+from dropblock_inject.command.models import find_model
 from dropblock_inject.errors import DropBlockInjectError
-from dropblock_inject.named import find_model
 
 # What may be otherwise when a training is resumed; all other options must stay, and come from the checkpoint.
 MAY_DIFFER = {"device", "download", "output", "resume", "root", "workers"}

@@ -11,8 +11,8 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
-from dropblock_inject import named
-from dropblock_inject.named import find_model
+from dropblock_inject.command import models as named
+from dropblock_inject.command.models import find_model
 
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers of GoogLeNet and Inception for the training from scratch
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dropblock_inject.cli import main as command
+from dropblock_inject.command.main import main as command
 from dropblock_inject.plot import plot_masks
 
 HERE = Path(__file__).parent

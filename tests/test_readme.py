@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,9 @@ import timm
 import torch
 
 from dropblock_inject import KeepProbSchedule, dropblock_sites, inject_dropblock, plan_dropblock
-from dropblock_inject.cli import _parser
+from dropblock_inject.command.main import _parser
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-
 from regularizers import PARTS  # noqa: E402
 from results import Results  # noqa: E402
 

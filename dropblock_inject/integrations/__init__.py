@@ -1,1 +1,4 @@
-"""Callbacks for trainers; each module needs the library it is named after, and nothing here imports them."""
+"""Callbacks for trainers, one file for each; nothing imports them, for they need the trainer's library.
+
+May import: training, placement, surgery, errors.
+"""

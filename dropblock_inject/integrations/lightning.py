@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import DropBlockValueError
-from .driver import Driver, keep_prob_by_stage
+from .callback_core import Driver, keep_prob_by_stage
 
 if TYPE_CHECKING or find_spec("lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer

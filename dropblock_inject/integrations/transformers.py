@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..schedule import KeepProbSchedule
-from .driver import Driver, keep_prob_by_stage
+from ..training.schedule import KeepProbSchedule
+from .callback_core import Driver, keep_prob_by_stage
 
 
 class DropBlockCallback(TrainerCallback):

@@ -1,6 +1,8 @@
 """Pictures: of masks, of what they do to feature maps, of a schedule, of stages, of the DropBlocks of a plan.
 
 Each function returns a matplotlib figure and shows nothing: ``figure.savefig("masks.png")``.
+
+May import: training, placement, surgery, ops, anatomy, tracing, errors.
 """
 
 from .canvas import PlotError

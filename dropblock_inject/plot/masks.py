@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DropBlockValueError
-from ..functional import BlockSize, drop_block
+from ..ops.functional import BlockSize, drop_block
 from .canvas import new_figure, show_image
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..plan import InjectionPlan
-from ..sites import Site
-from ..stages import Stage, find_stages
+from ..anatomy.stages import Stage, find_stages
+from ..placement.plan import InjectionPlan
+from ..surgery.site import Site
 from .canvas import COLORS, GREY, new_figure
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..hooks import InjectedDropBlock
-from ..layer import DropBlock
-from ..schedule import KeepProbSchedule
+from ..ops.layer import DropBlock
+from ..surgery.hooks import InjectedDropBlock
+from ..training.schedule import KeepProbSchedule
 from .canvas import STAGE_COLORS, new_figure
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..blocks import Block, around, find_blocks
+from ..anatomy.blocks import Block, around, find_blocks
+from ..anatomy.stages import Trunk, find_trunk
 from ..errors import DropBlockValueError
-from ..kinds import SAME_VALUES
-from ..placement import Placement, Spot
-from ..stages import Trunk, find_trunk
-from ..trace import Call, Op, ancestors
+from ..placement.block_sites import Placement, Spot
+from ..tracing.operations import SAME_VALUES
+from ..tracing.trace import Call, Op, ancestors
 from .canvas import COLORS, GREY, new_figure
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from timm.layers.drop import drop_block_2d as timm_drop_block
 from torch import Tensor
 from torch.nn import functional as F
 
-from dropblock_inject import bench, drop_block
+from dropblock_inject import drop_block
+from dropblock_inject.command import bench
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -21,7 +21,7 @@ from layers import OURS, layers
 from tables import markdown, saved_bytes
 from torch import Tensor
 
-from dropblock_inject.bench import FLOOR, interleaved, machine
+from dropblock_inject.command.bench import FLOOR, interleaved, machine
 
 RESNET_50 = ((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))
 EFFICIENTNET_B0 = ((240, 28, 28), (672, 14, 14), (1152, 7, 7))

@@ -15,7 +15,7 @@ from tables import markdown
 from torch import Tensor
 
 from dropblock_inject import drop_block
-from dropblock_inject.bench import interleaved, machine
+from dropblock_inject.command.bench import interleaved, machine
 
 BASE = {"batch": 16, "side": 14, "channels": 512, "sites": 1}
 GROWTH = {

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common beside the timing, which is ``dropblock_inject.bench``."""
+"""What the benchmarks have in common beside the timing, which is ``dropblock_inject.command.bench``."""
 
 from __future__ import annotations
 

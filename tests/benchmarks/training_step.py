@@ -20,8 +20,9 @@ from tables import markdown
 from torch import Tensor, nn
 from torchvision.ops import drop_block2d
 
-from dropblock_inject import drop_block, dropblock_sites, inject_dropblock, layer
-from dropblock_inject.bench import interleaved, machine
+from dropblock_inject import drop_block, dropblock_sites, inject_dropblock
+from dropblock_inject.command.bench import interleaved, machine
+from dropblock_inject.ops import layer
 
 NETWORKS = ("resnet50", "efficientnet_b0")
 NONE, OURS, TORCHVISION = "none", "dropblock_inject", "torchvision's layer"

@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dropblock_inject.shapes import ShapeCache
+from dropblock_inject.tracing.shape_cache import ShapeCache
 
 # Families without a convolutional trunk: they must be refused. All others must not be.
 TRANSFORMERS = frozenset(

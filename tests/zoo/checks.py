@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import dropblock_inject.layer
+import dropblock_inject.ops.layer
 from dropblock_inject import find_stages, inject_dropblock, plan_dropblock, remove_dropblock
+from dropblock_inject.anatomy.stages import Stage
 from dropblock_inject.errors import NoTrunkError
-from dropblock_inject.hooks import InjectedDropBlock
-from dropblock_inject.plan import InjectionPlan
-from dropblock_inject.sites import Site
-from dropblock_inject.stages import Stage
+from dropblock_inject.placement.plan import InjectionPlan
+from dropblock_inject.surgery.hooks import InjectedDropBlock
+from dropblock_inject.surgery.site import Site
 
 from .catalog import Model, runs_without_data
 
@@ -306,13 +306,13 @@ def _known_mask(drop: nn.Module) -> Iterator[None]:
     def known(input: Tensor, *args: Any, training: bool, channel_dim: int, **options: Any) -> Tensor:
         return _mask(input, channel_dim) if training else input
 
-    original = dropblock_inject.layer.drop_block
-    dropblock_inject.layer.drop_block = known
+    original = dropblock_inject.ops.layer.drop_block
+    dropblock_inject.ops.layer.drop_block = known
     drop.training = True
     try:
         yield
     finally:
-        dropblock_inject.layer.drop_block = original
+        dropblock_inject.ops.layer.drop_block = original
         drop.training = False
 
 

@@ -1,0 +1,135 @@
+"""Convolution units: a convolution with the normalisation and the activation that follow it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..tracing.operations import GATES, HOMOGENEOUS, MOVES, NONLINEAR, NORMS, RESHAPES, SAME_VALUES
+from ..tracing.trace import Call, Op, Trace, Value
+from .feature_maps import Geometry
+
+
+@dataclass(eq=False)
+class Unit:
+    """A convolution with the normalisation and the activation that follow it, where it has them.
+
+    Attributes:
+        op: the convolution (of a linear layer over the channels: its matrix product).
+        convolved: what the convolution puts out.
+    """
+
+    op: Op
+    convolved: Value
+
+    @property
+    def dilation(self) -> int:
+        """The dilation that a stride may have been traded for: a power of two; 1 if it cannot be."""
+        largest = max(self.op.arguments[5]) if max(self._kernel_size) > 1 else 1
+        return largest if largest.bit_count() == 1 else 1
+
+    @property
+    def cuts_patches(self) -> bool:
+        """Whether the convolution reads patches side by side, as the embedding before a transformer does."""
+        return max(self._kernel_size) > 1 and tuple(self.op.arguments[3]) == self._kernel_size
+
+    @property
+    def _kernel_size(self) -> tuple[int, ...]:
+        return tuple(self.op.arguments[1].shape[2:]) if self.op.kind == "convolution" else (1,)
+
+    def tail(self, inside: Call) -> Value:
+        """What the unit puts out, its norm and activation included as far as they are inside the given call."""
+        return self._follow(inside)[0]
+
+    def is_gate(self, inside: Call) -> bool:
+        """Whether it ends in a sigmoid or softmax: weights for a feature map, not a feature map."""
+        activation = self._follow(inside)[1]
+        return activation is not None and activation.kind in GATES
+
+    def before_activation(self, inside: Call) -> Value | None:
+        """What goes into the activation, if a mask and its scale may as well stand before it; else None."""
+        tail, activation = self._follow(inside)
+        if activation is None or activation.kind not in HOMOGENEOUS or tail not in activation.outputs:
+            return None
+        return activation.inputs[0]
+
+    def _follow(self, inside: Call) -> tuple[Value, Op | None]:
+        """The end of the unit, and its activation."""
+        tail = value = self.convolved
+        normalised, activation = False, None
+        while len(value.readers) == 1 and inside.contains(value.readers[0]):
+            op = value.readers[0]
+            if op.kind in SAME_VALUES or (op.kind in MOVES and len(op.outputs[0].shape) == len(tail.shape)):
+                value = op.outputs[0]
+            elif op.kind in NONLINEAR and len(op.inputs) == 1 and activation is None:
+                tail = value = op.outputs[0]
+                activation = op
+            elif op.kind in NORMS and not normalised:
+                tail = value = op.outputs[0]
+                normalised = True
+            elif not normalised and (shifted := _frozen_norm(op)):
+                tail = value = shifted
+                normalised = True
+            else:
+                break
+            if normalised and activation is not None:
+                break
+        return tail, activation
+
+
+def _frozen_norm(op: Op) -> Value | None:
+    """What a normalisation written as ``x * scale + shift`` puts out, if `op` begins one."""
+    if op.kind == "mul" and len(op.inputs) == 1 and len(op.outputs[0].readers) == 1:
+        following = op.outputs[0].readers[0]
+        if following.kind == "add" and len(following.inputs) == 1 and following.call is op.call:
+            return following.outputs[0]
+    return None
+
+
+def find_units(trace: Trace, geometry: Geometry) -> list[Unit]:
+    """The convolution units on feature maps in a trace, in the order of execution.
+
+    A linear layer over the channels of a map whose channels come last is one of a 1x1 convolution.
+    """
+    linear = {}
+    for call in trace.calls:
+        if isinstance(call.module, nn.Linear) and None in call.outputs:
+            feature_map = geometry.map_of(call.outputs[None])
+            if feature_map and feature_map.channel_dim == -1 and call.last > call.first:
+                linear[call.first] = call.outputs[None]
+    units = []
+    scores = _attention_scores(trace)
+    for op in trace.ops:
+        if op.kind == "convolution" and geometry.map_of(op.outputs[0]) and op.inputs[0] not in scores:
+            units.append(Unit(op, _put_out(op)))
+        elif op.index in linear:
+            units.append(Unit(op, linear[op.index]))
+    return units
+
+
+def _attention_scores(trace: Trace) -> set[Value]:
+    """Tensors with a number for each pair of tokens, and an axis for the heads: of the shape of a map, but none."""
+    scores: set[Value] = set()
+    for op in trace.ops:
+        for value in op.outputs:
+            if len(value.shape) < 4 or value.shape[-1] != value.shape[-2]:
+                continue
+            made_of = op.inputs[0].producer if op.kind in RESHAPES else None
+            is_product = made_of is not None and made_of.kind in ("baddbmm", "bmm")
+            if is_product or (op.inputs[0].shape[-2:] == value.shape[-2:] and scores.issuperset(op.inputs)):
+                scores.add(value)
+    return scores
+
+
+def _put_out(op: Op) -> Value:
+    """What a convolution puts out: with weights for each image its module puts the images side by side before it."""
+    value = op.outputs[0]
+    while value not in op.call.outputs.values():
+        if len(value.readers) != 1 or value.readers[0].call is not op.call:
+            return op.outputs[0]
+        following = value.readers[0]
+        if following.kind not in RESHAPES | MOVES | SAME_VALUES:
+            return op.outputs[0]
+        value = following.outputs[0]
+    return value

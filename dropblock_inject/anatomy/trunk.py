@@ -1,0 +1,138 @@
+"""The trunk: which of the blocks of a network are those of the part that reduces the image step by step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from math import log2
+
+from torch import nn
+
+from ..errors import NoTrunkError
+from ..tracing.operations import RESAMPLES
+from ..tracing.trace import Trace, Value, ancestors
+from .blocks import Block, Blocks, around, find_blocks, rows_of, rows_of_blocks
+from .families import EMBEDDINGS, TRUNKS
+from .feature_maps import Geometry
+from .residual_adds import count_residuals
+from .timm_feature_info import strides_given_up
+
+
+def find_trunk_levels(model: nn.Module, trace: Trace, geometry: Geometry | None) -> dict[int, list[Block]]:
+    """The blocks of the trunk, level by level from the highest resolution to the lowest.
+
+    A level is log2 of the reduction as it would be without dilation. Of a module that is called several times the first
+    call is its block.
+
+    The trunk are the residual blocks that convolve and what stands beside them, in the same containers or of the same
+    class; in a network without shortcuts the modules of several convolution units, or else the units themselves; and
+    of these what leads to the lowest resolution: neither decoders nor the top-down part of a pyramid do.
+
+    Raises:
+        NoTrunkError: there are none.
+    """
+    found = find_blocks(trace, geometry) if geometry is not None else Blocks([], [], [])
+    trunks = _children(trace, TRUNKS)
+    found = found.those(lambda block: all(_is_in(block, trunks[m]) for m in trunks if block.name.startswith(m)))
+    if any(_convolves(block) for block in found.residual):
+        blocks = found.residual + _beside(found.residual, found.composite, trace)
+    else:
+        blocks = _without_shortcuts(type(model).__name__, found, trace)
+    if not blocks:
+        raise NoTrunkError(
+            f"no convolutional trunk in {type(model).__name__}: its forward pass has neither residual blocks nor "
+            "convolution units on feature maps, which is what DropBlock drops parts of. For a transformer use drop "
+            "path (stochastic depth)"
+        )
+    return _leading_down(_by_level(sorted(blocks, key=lambda block: block.place), strides_given_up(model)))
+
+
+def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
+    """The trunk of a network that has no residual block that convolves."""
+    embeddings = tuple(name for names in _children(trace, EMBEDDINGS).values() for name in names)
+    if embeddings:
+        return [block for block in found.single if _is_in(block, embeddings)]
+    raised = _behind_upsampling(trace)
+    found = found.those(lambda block: block.output[1] not in raised)  # not in a decoder
+    blocks = found.composite or [block for block in found.single if not block.units[0].cuts_patches]
+    # What neither norm nor activation follows is linear: an embedding of positions, a change of resolution.
+    units = [unit for block in blocks for unit in block.units if unit.tail(block.scope) is not unit.convolved]
+    joins = count_residuals(trace)
+    if joins > len(units):
+        raise NoTrunkError(
+            f"no convolutional trunk in {model}: it has {joins} residual joins, and none of them adds what "
+            "convolutions made of a feature map to that map; its convolutions only cut patches, embed positions or "
+            "change the resolution. That is a transformer or an MLP: use drop path (stochastic depth) for it"
+        )
+    return blocks
+
+
+def _is_in(block: Block, prefixes: tuple[str, ...]) -> bool:
+    return f"{block.name}.".startswith(prefixes)
+
+
+def _behind_upsampling(trace: Trace) -> set[Value]:
+    """All that is computed from a map of which the resolution was raised again; not from an image that was enlarged."""
+    raised: set[Value] = set()
+    first = next((op.index for op in trace.ops if op.kind == "convolution"), 0)
+    for op in trace.ops[first:]:
+        transposed = op.kind == "convolution" and op.strides is None
+        if transposed or op.kind in RESAMPLES or not raised.isdisjoint(op.inputs):
+            raised.update(op.outputs)
+    return raised
+
+
+def _children(trace: Trace, table: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Of the modules that a table of families knows: the prefix of each, and those of its children."""
+    known = {}
+    for name, module in trace.modules.items():
+        if type(module).__name__ in table:
+            prefix = f"{name}.".lstrip(".")
+            known[prefix] = tuple(f"{prefix}{child}." for child in table[type(module).__name__])
+    return known
+
+
+def _convolves(block: Block) -> bool:
+    return any(op.kind == "convolution" for residual in block.residuals for op in residual.branch_ops)
+
+
+def _beside(residual: list[Block], others: list[Block], trace: Trace) -> list[Block]:
+    """Of the blocks without a shortcut those like residual ones, in a row with them, or around such: no stem."""
+    kinds = {type(block.scope.module) for block in residual if block.name}
+    beside = [block for block in others if any(type(call.module) in kinds for call in around(block.scope))]
+    rows = rows_of_blocks([block.scope for block in residual + beside], trace)
+    beside += [block for block in others if block not in beside and not rows.isdisjoint(rows_of(block.name, trace))]
+    known = {block.scope for block in beside}
+    return [block for block in others if block in beside or any(block.scope.encloses(call) for call in known)]
+
+
+def _by_level(blocks: list[Block], given_up: dict[str, int]) -> dict[int, list[Block]]:
+    """The blocks by log2 of the reduction that each would have if its stride had not been traded for dilation.
+
+    The first block of a dilated stage still has the dilation of the stage before, so that the largest among the
+    blocks with the same parent and channels counts; relative to the smallest of all, for some networks are dilated
+    everywhere. Where a stage has nothing to dilate, such as attention, the model may say what it gave up.
+    """
+
+    def group(block: Block) -> tuple[str, int]:
+        return block.name.rpartition(".")[0], block.map.channels
+
+    largest: dict[tuple[str, int], int] = defaultdict(int)
+    for block in blocks:
+        largest[group(block)] = max(largest[group(block)], block.dilation)
+    smallest = min(largest.values())
+    levels: dict[int, list[Block]] = defaultdict(list)
+    for block in blocks:
+        dilated = round(log2(largest[group(block)] / smallest))
+        said = max((count for prefix, count in given_up.items() if block.name.startswith(prefix)), default=0)
+        levels[block.map.level + max(dilated, said)].append(block)
+    return dict(sorted(levels.items()))
+
+
+def _leading_down(levels: dict[int, list[Block]]) -> dict[int, list[Block]]:
+    """The blocks of the lowest resolution, and of the others those that these are computed from."""
+    lowest = max(levels)
+    before = ancestors(block.output[1] for block in levels[lowest])
+    leading = {
+        level: [b for b in blocks if level == lowest or b.output[1] in before] for level, blocks in levels.items()
+    }
+    return {level: blocks for level, blocks in leading.items() if blocks}

@@ -1,0 +1,4 @@
+"""The command ``dropblock-inject``.
+
+May import: everything else.
+"""

@@ -1,0 +1,169 @@
+"""drop_block: what is asked for, checked and put to the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from ..errors import DropBlockTypeError, DropBlockValueError
+from .gamma import block_size_in_force
+from .mask_spec import Rescale
+from .operator import drop
+
+BlockSize = int | float | Sequence[int]
+
+_RESCALES = ("batch", "sample", "expected", None)
+_RANK_FACTOR = 0x9E3779B97F4A7C15  # odd and without a pattern: what keeps the seeds of ranks apart
+
+
+def drop_block(
+    input: Tensor,
+    keep_prob: float = 0.9,
+    block_size: BlockSize = 7,
+    *,
+    training: bool = True,
+    per_channel: bool = True,
+    rescale: Rescale = "batch",
+    calibrated: bool = True,
+    channel_dim: int = 1,
+    generator: torch.Generator | None = None,
+    inplace: bool = False,
+) -> Tensor:
+    """DropBlock: zeroes contiguous blocks of a feature map (Ghiasi, Lin and Le, NeurIPS 2018, arXiv 1810.12890).
+
+    Args:
+        input (Tensor[N, C, L], Tensor[N, C, H, W] or Tensor[N, C, D, H, W]): feature maps, floating point.
+        keep_prob: share of the map to keep, in (0, 1]. At 1 the input itself is returned.
+        block_size: size of a block in pixels: an int; a sequence, one per spatial axis; or a float in (0, 1),
+            a share of the map. Clipped to the map. Even sizes are as good as odd ones. 1 is Dropout, a block
+            as large as the map is Dropout2d.
+        training: if False the input itself is returned.
+        per_channel: sample the blocks of each channel independently, which the paper found better (section 3);
+            otherwise all channels of a sample share theirs.
+        rescale: how the expectation is kept: ``"batch"`` divides by the kept share of the whole tensor (the
+            paper's Algorithm 1), ``"sample"`` by that of each sample, ``"expected"`` by `keep_prob`; None leaves
+            the values as they are. If nothing at all is kept the result is zeros.
+        calibrated: choose the seed probability so that the expected kept share is `keep_prob` exactly; otherwise
+            by the paper's equation (1), which keeps too much where blocks overlap.
+        channel_dim: the axis of the channels; -1 for maps whose channels come last.
+        generator: source of the random numbers, on the device of `input`; default is torch's own, which is also the
+            one that activation checkpointing rewinds to draw the same mask again. Under torch.distributed each rank
+            draws masks of its own although all may have been seeded alike.
+        inplace: overwrite `input`. Refused where autograd needs it unchanged.
+
+    Returns:
+        Tensor of the shape, dtype and memory format of `input`.
+
+    Raises:
+        DropBlockTypeError: `input` is not a floating point tensor, or an argument has a wrong type.
+        DropBlockValueError: an argument is out of range, the rank of `input` is not 3, 4 or 5, or
+            ``inplace=True`` on a tensor that autograd needs or that is expanded.
+
+    >>> _ = torch.manual_seed(0)
+    >>> x = torch.ones(64, 16, 14, 14)
+    >>> round((drop_block(x, 0.9, 7) > 0).float().mean().item(), 2)
+    0.9
+    """
+    if has_torch_function_unary(input):  # a Proxy of torch.fx, for one: the call stays one node of its graph
+        options: dict[str, Any] = {
+            "training": training,
+            "per_channel": per_channel,
+            "rescale": rescale,
+            "calibrated": calibrated,
+        }
+        options |= {"channel_dim": channel_dim, "generator": generator, "inplace": inplace}
+        return handle_torch_function(drop_block, (input,), input, keep_prob, block_size, **options)
+    check_arguments(keep_prob, block_size, rescale)
+    spatial = _spatial_axes(input, channel_dim)
+    if not training or keep_prob == 1 or input.numel() == 0:
+        return input
+    map_size = tuple(input.shape[axis] for axis in spatial)
+    if isinstance(block_size, Sequence) and len(block_size) != len(spatial):
+        raise DropBlockValueError(
+            f"block_size={tuple(block_size)} has {len(block_size)} entries, but the input of shape "
+            f"{tuple(input.shape)} has {len(spatial)} spatial axes; give one entry per spatial axis, or one int"
+        )
+    if inplace:
+        _refuse_inplace_where_it_cannot_be(input)
+
+    block = block_size_in_force(block_size, map_size)
+    seed = _random_seed(input.device, generator)
+    return drop(input, seed, keep_prob, inplace, block, per_channel, rescale, calibrated, channel_dim)
+
+
+def check_arguments(keep_prob: float, block_size: BlockSize, rescale: Rescale) -> None:
+    """Raises if an argument of :func:`drop_block` is wrong whatever the input."""
+    if isinstance(keep_prob, bool) or not isinstance(keep_prob, int | float):
+        raise DropBlockTypeError(f"keep_prob must be a float in (0, 1], got {keep_prob!r}")
+    if not 0 < keep_prob <= 1:
+        raise DropBlockValueError(
+            f"keep_prob must be in (0, 1], got {keep_prob!r}: it is the share of the feature map that is kept, "
+            "1 - drop_prob"
+        )
+    if isinstance(block_size, float):
+        if not 0 < block_size < 1:
+            raise DropBlockValueError(
+                f"block_size={block_size!r}: a float is a share of the map and must be in (0, 1); "
+                "give an int for a size in pixels"
+            )
+    elif isinstance(block_size, int) and not isinstance(block_size, bool):
+        if block_size < 1:
+            raise DropBlockValueError(f"block_size must be at least 1, got {block_size!r}")
+    elif isinstance(block_size, Sequence) and not isinstance(block_size, str):
+        if not block_size or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in block_size):
+            raise DropBlockValueError(f"block_size must hold an int of at least 1 per spatial axis, got {block_size!r}")
+    else:
+        raise DropBlockTypeError(
+            f"block_size must be an int, a sequence of ints or a float in (0, 1), got {block_size!r}"
+        )
+    if rescale not in _RESCALES:
+        raise DropBlockValueError(f"rescale must be 'batch', 'sample', 'expected' or None, got {rescale!r}")
+
+
+def _spatial_axes(input: Tensor, channel_dim: int) -> tuple[int, ...]:
+    if not isinstance(input, Tensor):
+        raise DropBlockTypeError(f"drop_block expects a torch.Tensor, got {type(input).__name__}")
+    if input.dim() not in (3, 4, 5):
+        hint = "; add the batch axis with input.unsqueeze(0)" if input.dim() == 2 else ""
+        raise DropBlockValueError(
+            "drop_block expects an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W), "
+            f"got {tuple(input.shape)}{hint}"
+        )
+    if not input.is_floating_point():
+        raise DropBlockTypeError(f"drop_block expects a floating point input, got dtype {input.dtype}")
+    channel = channel_dim + input.dim() if channel_dim < 0 else channel_dim
+    if not 0 < channel < input.dim():
+        raise DropBlockValueError(
+            f"channel_dim={channel_dim} is not an axis after the batch of an input of shape {tuple(input.shape)}"
+        )
+    return tuple(axis for axis in range(1, input.dim()) if axis != channel)
+
+
+def _random_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    if generator is None:  # naming none would fix the shapes of a compiled graph
+        seed = torch.randint(2**63 - 1, (), device=device)
+    else:
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=device)
+    # Trainers give every process the same seed; the masks of different samples must differ all the same.
+    rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    return seed ^ (rank * _RANK_FACTOR % 2**63) if rank else seed
+
+
+def _refuse_inplace_where_it_cannot_be(input: Tensor) -> None:
+    if torch.compiler.is_compiling():
+        return
+    if any(size > 1 and stride == 0 for size, stride in zip(input.shape, input.stride(), strict=True)):
+        reason = "several of its elements are one in memory, as expand() makes them"
+    elif not (torch.is_grad_enabled() and input.requires_grad):
+        return
+    elif input.is_leaf:
+        reason = "it is a leaf that requires grad"
+    elif hasattr(input.grad_fn, "_saved_result"):  # ReLU, sigmoid, …: their backward reads their output
+        reason = f"it is the output of {type(input.grad_fn).__name__}, which needs it for the backward pass"
+    else:
+        return
+    raise DropBlockValueError(f"inplace=True cannot overwrite this input: {reason}; use inplace=False")

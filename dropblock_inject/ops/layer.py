@@ -1,0 +1,121 @@
+"""DropBlock: the module over :func:`drop_block`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CompiledModelError
+from .functional import BlockSize, Rescale, check_arguments, drop_block
+
+
+class DropBlock(nn.Module):
+    """See :func:`drop_block`. No parameters, no buffers: nothing of it is in a state dict.
+
+    Args:
+        keep_prob: share of the feature map to keep, in (0, 1]. `layer.keep_prob` can be set at any time between
+            two steps; `layer.target_keep_prob` stays what was given here, the value a schedule ends at.
+        block_size, per_channel, rescale, calibrated, channel_dim, generator, inplace: as in :func:`drop_block`.
+
+    Attributes:
+        enabled: if False the layer returns its input, whatever its mode.
+        observer: if not None, called instead of the layer, with what the layer does and its input; copies have none.
+
+    Shape: (N, C, L), (N, C, H, W) or (N, C, D, H, W); the output has the shape and dtype of the input.
+
+    >>> DropBlock(0.9, block_size=5)
+    DropBlock(keep_prob=0.9, block_size=5)
+    >>> x = torch.ones(2, 3, 8, 8)
+    >>> DropBlock().eval()(x) is x
+    True
+    """
+
+    def __init__(
+        self,
+        keep_prob: float = 0.9,
+        block_size: BlockSize = 7,
+        *,
+        per_channel: bool = True,
+        rescale: Rescale = "batch",
+        calibrated: bool = True,
+        channel_dim: int = 1,
+        generator: torch.Generator | None = None,
+        inplace: bool = False,
+    ) -> None:
+        check_arguments(keep_prob, block_size, rescale)
+        super().__init__()
+        self.target_keep_prob = float(keep_prob)
+        self._keep_prob = float(keep_prob)
+        self.block_size = block_size
+        self.per_channel = per_channel
+        self.rescale: Rescale = rescale
+        self.calibrated = calibrated
+        self.channel_dim = channel_dim
+        self.generator = generator
+        self.inplace = inplace
+        self.enabled = True
+        self.observer: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
+
+    @property
+    def keep_prob(self) -> float:
+        """Share of the feature map kept now, in (0, 1]."""
+        return self._keep_prob
+
+    @keep_prob.setter
+    def keep_prob(self, value: float) -> None:
+        check_arguments(value, self.block_size, self.rescale)
+        self._keep_prob = float(value)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return leaf_call(self, input)
+        return self._drop(input) if self.observer is None else self.observer(self._drop, input)
+
+    def _drop(self, input: Tensor) -> Tensor:
+        return drop_block(
+            input,
+            self._keep_prob,
+            self.block_size,
+            training=self.training and self.enabled,
+            per_channel=self.per_channel,
+            rescale=self.rescale,
+            calibrated=self.calibrated,
+            channel_dim=self.channel_dim,
+            generator=self.generator,
+            inplace=self.inplace,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "observer": None}
+
+    def extra_repr(self) -> str:
+        options = [f"keep_prob={self._keep_prob:.6g}", f"block_size={self.block_size!r}"]
+        for name, default in _DEFAULTS.items():
+            if getattr(self, name) != default:
+                options.append(f"{name}={getattr(self, name)!r}")
+        return ", ".join(options)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise CompiledModelError(
+            "DropBlock cannot be compiled by torch.jit.script: call remove_dropblock(model) first, "
+            "which changes nothing in eval mode; or use torch.compile, torch.export or torch.jit.trace"
+        )
+
+
+def leaf_call(module: nn.Module, input: torch.fx.Proxy) -> Any:
+    """A call of a module in a torch.fx graph: traced into, mode and keep_prob of this moment would be baked into it."""
+    tracer: Any = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})
+
+
+_DEFAULTS = {
+    "per_channel": True,
+    "rescale": "batch",
+    "calibrated": True,
+    "channel_dim": 1,
+    "generator": None,
+    "inplace": False,
+}

@@ -1,0 +1,111 @@
+"""What a mask is, but for its random numbers: the description that every way of drawing one is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .gamma import gamma
+
+Rescale = Literal["batch", "sample", "expected"] | None
+
+
+@dataclass(frozen=True)
+class MaskSpec:
+    """The masks of one tensor: blocks of one size, whose seeds are drawn independently with one probability.
+
+    Attributes:
+        shape: of the tensor, in pixels along the spatial axes.
+        channel: axis of the channels.
+        block: size of a block per spatial axis, in pixels, none larger than the map.
+        keep_prob: share of the map to keep, in (0, 1).
+        probability: that a position is the seed of a block: gamma.
+        per_channel: whether each channel has seeds of its own.
+        rescale: how the expectation is kept, see :func:`dropblock_inject.drop_block`.
+        precision: dtype of the scale: fp32 at least.
+    """
+
+    shape: tuple[int, ...]
+    channel: int
+    block: tuple[int, ...]
+    keep_prob: float
+    probability: float
+    per_channel: bool
+    rescale: Rescale
+    precision: torch.dtype
+
+    @cached_property
+    def spatial(self) -> tuple[int, ...]:
+        """The spatial axes."""
+        return tuple(axis for axis in range(1, len(self.shape)) if axis != self.channel)
+
+    @cached_property
+    def map_size(self) -> tuple[int, ...]:
+        return tuple(self.shape[axis] for axis in self.spatial)
+
+    @cached_property
+    def valid(self) -> tuple[int, ...]:
+        """Along each spatial axis, how many positions a block can start at without being cut off."""
+        return tuple(size - block + 1 for size, block in zip(self.map_size, self.block, strict=True))
+
+    @cached_property
+    def masks_per_sample(self) -> int:
+        return self.shape[self.channel] if self.per_channel else 1
+
+    @cached_property
+    def scale_shape(self) -> tuple[int, ...]:
+        """One scale for all, or one for each sample."""
+        return (self.shape[0], *(1 for _ in self.shape[1:])) if self.rescale == "sample" else ()
+
+    @cached_property
+    def pixels(self) -> int:
+        """Pixels of the masks of one sample."""
+        return self.masks_per_sample * prod(self.map_size)
+
+
+@lru_cache(maxsize=1024)
+def mask_spec(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    channel_dim: int,
+    block: tuple[int, ...],
+    keep_prob: float,
+    calibrated: bool,
+    per_channel: bool,
+    rescale: Rescale,
+) -> MaskSpec:
+    """The masks for a tensor of this shape and dtype; the other arguments are those of the operator."""
+    channel = channel_dim % len(shape)
+    map_size = tuple(size for axis, size in enumerate(shape) if axis not in (0, channel))
+    probability = gamma(keep_prob, map_size, block, calibrated)
+    precision = torch.promote_types(dtype, torch.float32)
+    return MaskSpec(shape, channel, block, keep_prob, probability, per_channel, rescale, precision)
+
+
+def scale_for(lost: Tensor, spec: MaskSpec) -> Tensor:
+    """The scale that keeps the expectation, from how many pixels of the masks of each sample are dropped."""
+    if spec.rescale is None or spec.rescale == "expected":
+        largest = torch.finfo(spec.precision).max  # an infinite scale would make NaN of a zero
+        scale = 1.0 if spec.rescale is None else min(1 / spec.keep_prob, largest)
+        return torch.full((), scale, dtype=spec.precision, device=lost.device)
+    total = spec.pixels
+    if spec.rescale == "batch":
+        total, lost = total * spec.shape[0], lost.sum()
+    return (total / (total - lost).clamp(min=1).to(spec.precision)).view(spec.scale_shape)
+
+
+def rescale(input: Tensor, scale: Tensor, output: Tensor) -> None:
+    """Writes ``input * scale`` to `output`, which may be the input: in one pass, in fp32 at least."""
+    if scale.dim() == 0 and scale.device.type == "cpu":
+        factor = scale.item()  # a number to torch: the fastest way
+        if factor != 1:
+            torch.mul(input, factor, out=output)
+        elif output is not input:
+            output.copy_(input)
+    else:
+        torch.mul(input, scale, out=output)

@@ -1,0 +1,218 @@
+"""Masks on a GPU by two kernels, without the host waiting for them (Triton).
+
+First the blocks are drawn into a mask of one bit per pixel, a thread to a map, with random numbers only for the blocks
+there are (as in ``sparse.py``); what they drop is counted on the way. Then one pass reads the tensor and writes the
+result. The random numbers are Philox's (Salmon et al., SC 2011), a function of seed, map and block.
+"""
+
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+from math import log1p, prod
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .mask_spec import MaskSpec, scale_for
+
+_MAPS = 128  # maps to a program that draws
+_ELEMENTS = 4096  # elements to a program that masks
+
+
+def drop(input: Tensor, output: Tensor, seed: Tensor, scale: Tensor | None, spec: MaskSpec) -> Tensor:
+    """Writes the masked and rescaled `input` to `output`, which may be the input; returns the scale.
+
+    The mask is a function of `seed`; a `scale` that is known already is not worked out again.
+    """
+    first, last = (0, spec.channel, *spec.spatial), (0, *spec.spatial, spec.channel)
+    channels_last = _is_contiguous(last, input, output) and not _is_contiguous(first, input, output)
+    with torch.cuda.device_of(input):
+        words, lost = _draw(seed, spec, channels_last)
+        if scale is None:
+            scale = scale_for(lost, spec)
+        if channels_last:
+            _mask_channels_last(input, output, words, scale, spec)
+        elif _is_contiguous(first, input, output):
+            _mask_channels_first(input, output, words, scale, spec)
+        else:
+            copy = input.permute(first).contiguous()
+            _mask_channels_first(copy, copy, words, scale, spec)
+            output.permute(first).copy_(copy)
+    return scale
+
+
+def _is_contiguous(order: tuple[int, ...], *tensors: Tensor) -> bool:
+    return all(tensor.permute(order).is_contiguous() for tensor in tensors)
+
+
+def _draw(seed: Tensor, spec: MaskSpec, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """The mask, one bit a pixel, as words (N, C, words of a map), and how many pixels of each sample it drops.
+
+    With the channels last also in the memory of the words if they are so in that of the tensor.
+    """
+    samples, channels, count = spec.shape[0], spec.masks_per_sample, -(-prod(spec.map_size) // 32)
+    shape = (samples, count, channels) if channels_last else (samples, channels, count)
+    words = torch.zeros(shape, dtype=torch.int32, device=seed.device)
+    lost = torch.zeros(samples, dtype=torch.int64, device=seed.device)
+    if channels_last:
+        words = words.transpose(1, 2)
+    ones = (1,) * (3 - len(spec.block))
+    per_miss = 1 / min(log1p(-spec.probability), -1e-30) if spec.probability < 1 else 0.0
+    _draw_kernel[(triton.cdiv(samples * channels, _MAPS),)](
+        *(words, lost, seed, samples * channels, channels, per_miss, *words.stride()),
+        *(*ones, *spec.valid),
+        *(*ones, *spec.block),
+        *(*ones, *spec.map_size)[1:],
+        *((spec.block[-1] + 30) // 32 + 1, _MAPS),
+    )
+    return words, lost
+
+
+def _mask_channels_first(input: Tensor, output: Tensor, words: Tensor, scale: Tensor, spec: MaskSpec) -> None:
+    _mask_channels_first_kernel[(triton.cdiv(input.numel(), _ELEMENTS),)](
+        *(input, output, words, scale, input.numel()),
+        *(spec.shape[spec.channel], prod(spec.map_size), words.shape[2]),
+        *(spec.per_channel, scale.dim() > 0, _ELEMENTS),
+    )
+
+
+def _mask_channels_last(input: Tensor, output: Tensor, words: Tensor, scale: Tensor, spec: MaskSpec) -> None:
+    channels = spec.shape[spec.channel]
+    block = min(triton.next_power_of_2(channels), _ELEMENTS // 32)
+    _mask_channels_last_kernel[(spec.shape[0] * words.shape[2], triton.cdiv(channels, block))](
+        *(input, output, words, scale),
+        *(channels, prod(spec.map_size), words.shape[2]),
+        *(spec.per_channel, scale.dim() > 0, block),
+    )
+
+
+@triton.jit
+def _draw_kernel(
+    words_ptr,
+    lost_ptr,
+    seed_ptr,
+    maps,
+    channels,
+    per_miss,  # 1 / log(1 - probability)
+    stride_sample,
+    stride_channel,
+    stride_word,
+    VALID_D: tl.constexpr,
+    VALID_H: tl.constexpr,
+    VALID_W: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SPAN: tl.constexpr,  # words that a row of a block may reach into
+    MAPS: tl.constexpr,
+):
+    """Draws the blocks of MAPS maps at a time, those of a map one after the other: the gaps between are geometric."""
+    POSITIONS: tl.constexpr = VALID_D * VALID_H * VALID_W
+    map = tl.program_id(0) * MAPS + tl.arange(0, MAPS)
+    sample = map // channels
+    of_map = words_ptr + sample.to(tl.int64) * stride_sample + (map % channels) * stride_channel
+    seed = tl.load(seed_ptr)
+    nothing = tl.zeros([MAPS], tl.int32)
+    position, drawn, lost = nothing - 1, nothing, nothing
+    active = map < maps
+    while tl.max(active.to(tl.int32), 0) > 0:
+        bits, _, _, _ = tl.philox(seed, map, drawn, nothing, nothing)
+        gap = tl.minimum(_log_of_rest(bits.to(tl.float32) * 2.0**-32) * per_miss, POSITIONS * 1.0)
+        position = tl.minimum(position + 1 + gap.to(tl.int32), POSITIONS)
+        active = active & (position < POSITIONS)
+        drawn += 1
+        x, y, z = position % VALID_W, position // VALID_W % VALID_H, position // (VALID_W * VALID_H)
+        for row in range(BLOCK_D * BLOCK_H):
+            first = ((z + row // BLOCK_H) * HEIGHT + y + row % BLOCK_H) * WIDTH + x
+            for further in tl.static_range(SPAN):
+                word = first // 32 + further
+                start = tl.maximum(first - word * 32, 0)
+                stop = tl.minimum(first + BLOCK_W - word * 32, 32)
+                write = active & (start < stop)
+                ones = ((nothing + 1).to(tl.int64) << tl.maximum(stop - start, 0).to(tl.int64)) - 1
+                ones = (ones << start.to(tl.int64)).to(tl.int32)
+                before = tl.atomic_or(of_map + word * stride_word, ones, mask=write, sem="relaxed")
+                lost += tl.where(write, _count_ones(ones & ~before), 0)
+    tl.atomic_add(lost_ptr + sample, lost.to(tl.int64), mask=lost > 0, sem="relaxed")
+
+
+@triton.jit
+def _log_of_rest(x):
+    """log(1 - x) for x in [0, 1], exact also where x is small: there it decides between neighbouring positions."""
+    series = -x * (1 + x * (1 / 2 + x * (1 / 3 + x / 4)))
+    return tl.where(x < 1 / 64, series, tl.log(tl.maximum(1 - x, 2.0**-32)))
+
+
+@triton.jit
+def _count_ones(bits):
+    bits = bits.to(tl.uint32, bitcast=True)
+    bits = bits - ((bits >> 1) & 0x55555555)
+    bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
+    bits = (bits + (bits >> 4)) & 0x0F0F0F0F
+    return ((bits * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def _mask_channels_first_kernel(
+    input_ptr,
+    output_ptr,
+    words_ptr,
+    scale_ptr,
+    elements,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    WORDS: tl.constexpr,
+    PER_CHANNEL: tl.constexpr,
+    PER_SAMPLE: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+):
+    """Masks ELEMENTS elements that follow each other in memory."""
+    first = tl.program_id(0).to(tl.int64) * ELEMENTS
+    at = first + tl.arange(0, ELEMENTS)
+    first_map = first // PIXELS
+    pixel = (first - first_map * PIXELS).to(tl.int32) + tl.arange(0, ELEMENTS)  # from the start of the first map on
+    map = first_map + pixel // PIXELS
+    pixel = pixel % PIXELS
+    inside = at < elements
+    masked_map = map if PER_CHANNEL else map // CHANNELS
+    words = tl.load(words_ptr + masked_map * WORDS + pixel // 32, mask=inside, other=0)
+    scale = tl.load(scale_ptr + map // CHANNELS, mask=inside, other=1) if PER_SAMPLE else tl.load(scale_ptr)
+    values = tl.load(input_ptr + at, mask=inside, other=0)
+    kept = ((words >> (pixel % 32)) & 1) == 0
+    tl.store(output_ptr + at, tl.where(kept, values.to(scale.dtype) * scale, 0).to(values.dtype), mask=inside)
+
+
+@triton.jit
+def _mask_channels_last_kernel(
+    input_ptr,
+    output_ptr,
+    words_ptr,
+    scale_ptr,
+    CHANNELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    WORDS: tl.constexpr,
+    PER_CHANNEL: tl.constexpr,
+    PER_SAMPLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Masks 32 pixels, which are one word of the mask, of BLOCK channels."""
+    sample = tl.program_id(0) // WORDS
+    bit = tl.arange(0, 32)[:, None]
+    pixel = tl.program_id(0) % WORDS * 32 + bit
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = (pixel < PIXELS) & (channel < CHANNELS)
+    if PER_CHANNEL:
+        of_word = words_ptr + tl.program_id(0).to(tl.int64) * CHANNELS + channel
+        words = tl.load(of_word, mask=channel < CHANNELS, other=0)
+    else:
+        words = tl.load(words_ptr + tl.program_id(0))
+    scale = tl.load(scale_ptr + sample) if PER_SAMPLE else tl.load(scale_ptr)
+    at = (sample.to(tl.int64) * PIXELS + pixel) * CHANNELS + channel
+    values = tl.load(input_ptr + at, mask=inside, other=0)
+    kept = ((words >> bit) & 1) == 0
+    tl.store(output_ptr + at, tl.where(kept, values.to(scale.dtype) * scale, 0).to(values.dtype), mask=inside)

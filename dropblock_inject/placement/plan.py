@@ -1,0 +1,308 @@
+"""From a request to the sites it means, and on to the injected model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, overload
+
+from torch import nn
+
+from ..anatomy.stages import Stage, find_trunk
+from ..errors import AlreadyInjectedError, CompiledModelError, DropBlockTypeError, DropBlockValueError, NoMatchError
+from ..ops.functional import BlockSize
+from ..ops.gamma import block_size_in_force
+from ..surgery.site import Site
+from ..surgery.splice import injected, splice, unsplice
+from ..surgery.table import TraceSummary, render
+from .block_sites import Placement, Spot
+from .patterns import Pattern, check_pattern
+from .selection import by_stage, check_layer_options, choose_sites, choose_stages, kinds_of, targets_of
+
+logger = logging.getLogger(__name__)
+
+
+class _Sites(Sequence[Site]):
+    """A sequence of sites; its str() is a table."""
+
+    def __init__(self, model: nn.Module, sites: Iterable[Site], trace: TraceSummary) -> None:
+        self.model = model
+        self._sites = tuple(sites)
+        self._trace = trace
+
+    @overload
+    def __getitem__(self, index: int) -> Site: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Site]: ...
+    def __getitem__(self, index: int | slice) -> Site | Sequence[Site]:
+        return self._sites[index]
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} sites in {type(self.model).__name__}>"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the table shows as plain values, for loggers and JSON."""
+        return {
+            "model": type(self.model).__name__,
+            "image_size": self._trace.image_size,
+            "without_skip": self._trace.without_skip,
+            "error": None if self._trace.error is None else str(self._trace.error),
+            "sites": [site.as_dict() for site in self],
+        }
+
+    def __str__(self) -> str:
+        return render(type(self.model).__name__, self._sites, self._trace)
+
+
+class InjectionReport(_Sites):
+    """What was injected: a sequence of :class:`Site`; its ``str()`` is a table."""
+
+
+class InjectionPlan(_Sites):
+    """What would be injected: a sequence of :class:`Site`; its ``str()`` is a table."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Iterable[Site],
+        trace: TraceSummary,
+        block_size: BlockSize,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__(model, sites, trace)
+        self._block_size = block_size
+        self._options = options
+        modules = _modules(model)
+        self._modules = {name: modules.get(name) for site in self for name in site.splice.modules}
+
+    def apply(self) -> InjectionReport:
+        """Carries the plan out, all or nothing.
+
+        Raises:
+            AlreadyInjectedError, CompiledModelError: the model has been injected or compiled since.
+            DropBlockValueError: modules of the model have been replaced since.
+        """
+        _check_model(self.model)
+        modules = _modules(self.model)
+        for name, module in self._modules.items():
+            if modules.get(name) is not module:
+                raise DropBlockValueError(
+                    f"{name or 'the model'} is not the module it was when this plan was made; plan again"
+                )
+        # Nothing but the splicing may fail once it has begun: it takes back what it did.
+        report = InjectionReport(self.model, self._sites, self._trace)
+        logger.info("putting %d DropBlocks into %s", len(self), type(self.model).__name__)
+        splice(self.model, self._sites, self._block_size, self._options)
+        return report
+
+
+def inject_dropblock(
+    model: nn.Module,
+    stages: int | Sequence[int] = (3, 4),
+    *,
+    keep_prob: float | Mapping[int, float] = 0.9,
+    block_size: BlockSize = 7,
+    where: str | Sequence[str] = "paper",
+    include: Pattern = None,
+    exclude: Pattern = None,
+    depth_scaling: bool = True,
+    example_input: Any = None,
+    strict: bool = True,
+    **layer_options: Any,
+) -> InjectionReport:
+    """Puts DropBlocks into a built model, in place. Checkpoint keys, eval output and parameters stay as they are.
+
+    The defaults are those of the paper (arXiv 1810.12890, section 4.1: groups 3 and 4 of a ResNet, block 7, keep 0.9,
+    after each convolution and on the shortcuts) and of its authors' code. It is
+    ``plan_dropblock(...).apply()``: all or nothing.
+
+    The order of things: load weights, convert to SyncBatchNorm, inject, then compile or wrap in DDP or FSDP, then
+    build the optimizer and attach a :class:`KeepProbSchedule`.
+
+    Args:
+        model: any network with a convolutional trunk, in any mode, on any device.
+        stages: which stages, as :func:`find_stages` counts them; negative from the deepest: -1 is the last.
+        keep_prob: share of the feature map to keep in the deepest stage, in (0, 1]; or a mapping
+            ``{stage: keep_prob}``, taken as it is.
+        block_size: as in :func:`drop_block`.
+        where: ``"branch"``: after each convolution unit of a block (and at the branch's end where that is something
+            else); ``"skip"``: on the shortcut, identity or projected, unseen by the branch; ``"output"``: after the
+            addition and its activation; ``"paper"``: branch and skip; or a sequence of them.
+        include, exclude: name patterns over the sites; a site has the names of its DropBlock, of the module that one is
+            registered on (on a branch the convolution), of its host and of its block.
+            A string is an exact name, a dotted suffix, a shell wildcard, or a regular expression after ``"re:"``;
+            a sequence of strings means any of them; a callable is asked ``(name of the site, host module)``.
+        depth_scaling: with a float `keep_prob`, let each stage further up drop a quarter as much, which is the
+            authors' rule: ``1 - (1 - keep_prob) / 4 ** (deepest - stage)``.
+        example_input: see :func:`find_stages`.
+        strict: if True a stage or pattern that matches nothing is an error, else it is passed over.
+        layer_options: `per_channel`, `rescale`, `calibrated`, `generator`, `inplace` of :class:`DropBlock`.
+
+    Returns:
+        A sequence of :class:`Site`; ``print()`` shows it as a table.
+
+    Raises:
+        DropBlockTypeError, DropBlockValueError: an argument is of a wrong type or out of range.
+        NoTrunkError, TraceError: see :func:`find_stages`.
+        NoMatchError: a stage or pattern matches nothing.
+        AlreadyInjectedError: the model has injected DropBlocks.
+        CompiledModelError: the model is compiled or scripted.
+
+    >>> from torchvision.models import resnet18
+    >>> model = resnet18()
+    >>> keys = list(model.state_dict())
+    >>> report = inject_dropblock(model, stages=[3, 4])
+    >>> report
+    <InjectionReport of 12 sites in ResNet>
+    >>> [(site.name, site.keep_prob) for site in report[5:7]]
+    [('layer3.1.drop_skip', 0.975), ('layer4.0.conv1.drop_branch', 0.9)]
+    >>> list(model.state_dict()) == keys
+    True
+    """
+    return plan_dropblock(
+        model,
+        stages,
+        keep_prob=keep_prob,
+        block_size=block_size,
+        where=where,
+        include=include,
+        exclude=exclude,
+        depth_scaling=depth_scaling,
+        example_input=example_input,
+        strict=strict,
+        **layer_options,
+    ).apply()
+
+
+def plan_dropblock(
+    model: nn.Module,
+    stages: int | Sequence[int] = (3, 4),
+    *,
+    keep_prob: float | Mapping[int, float] = 0.9,
+    block_size: BlockSize = 7,
+    where: str | Sequence[str] = "paper",
+    include: Pattern = None,
+    exclude: Pattern = None,
+    depth_scaling: bool = True,
+    example_input: Any = None,
+    strict: bool = True,
+    **layer_options: Any,
+) -> InjectionPlan:
+    """What :func:`inject_dropblock` would do with the same arguments, raising the same errors; changes nothing.
+
+    Returns:
+        A sequence of :class:`Site`; ``print()`` shows it as a table, ``apply()`` carries it out.
+
+    >>> from torchvision.models import resnet18
+    >>> print(plan_dropblock(resnet18(), stages=[3, 4], where="output", include="layer4.*"))
+    DropBlock in ResNet: 2 sites in 2 blocks; maps for an input of 224x224 pixels
+    <BLANKLINE>
+    stage  site                  where   after     channels  map  block  keep_prob
+    -----  --------------------  ------  --------  --------  ---  -----  ---------
+        4  layer4.0.drop_output  output  layer4.0       512  7x7   7x7*        0.9
+           layer4.1.drop_output  output  layer4.1       512  7x7   7x7*        0.9
+    <BLANKLINE>
+    * as large as the map: whole channels are dropped, as by Dropout2d
+    """
+    _check_model(model)
+    kinds = kinds_of(where)
+    check_layer_options(keep_prob, block_size, layer_options)
+    check_pattern("include", include)
+    check_pattern("exclude", exclude)
+    trunk = find_trunk(model, example_input)
+    chosen = choose_stages(trunk.stages, stages, trunk.geometry.image_size, strict)
+    deepest = trunk.stages[-1].index
+    if isinstance(keep_prob, Mapping):
+        keep_prob = by_stage(keep_prob, trunk.stages)
+    targets = targets_of(keep_prob, [stage.index for stage in chosen], deepest, depth_scaling)
+    placement = Placement(trunk.trace, trunk.geometry)
+    sites = [
+        _site(spot, block.name, stage, block_size, targets[stage.index])
+        for stage, blocks in zip(trunk.stages, trunk.blocks, strict=True)
+        if stage in chosen
+        for block in blocks
+        for spot in placement.spots(block)
+        if spot.where in kinds
+    ]
+    if not sites and strict:
+        raise NoMatchError(
+            f"where={where!r} finds no site in stages {[stage.index for stage in chosen]} of {type(model).__name__}: "
+            "a network without shortcuts has no 'skip'; try where='branch' or 'output'"
+        )
+    sites = choose_sites(model, sites, include, exclude, strict)
+    without_skip = placement.unreachable if "skip" in kinds else []
+    summary = TraceSummary(trunk.geometry.image_size, tuple(without_skip), trunk.trace.error)
+    return InjectionPlan(model, sites, summary, block_size, layer_options)
+
+
+def remove_dropblock(model: nn.Module) -> int:
+    """Takes every injected DropBlock out again and restores the model exactly; returns how many there were.
+
+    Does nothing to a model without any. Works on a copy and on an unpickled model as on the original. DropBlock layers
+    that are part of the model's own code stay.
+
+    Raises:
+        DropBlockTypeError: `model` is not a module.
+
+    >>> from torchvision.models import resnet18
+    >>> model = resnet18()
+    >>> _ = inject_dropblock(model)
+    >>> remove_dropblock(model), remove_dropblock(model)
+    (12, 0)
+    """
+    if not isinstance(model, nn.Module):
+        raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    return unsplice(model)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    name = type(model).__name__
+    already = injected(model)
+    if already:
+        raise AlreadyInjectedError(
+            f"{name} has {len(already)} injected DropBlocks already (the first is {already[0].name}); call "
+            "remove_dropblock(model) before injecting anew, or set keep_prob on the sites"
+        )
+    for module in model.modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise CompiledModelError(
+                f"{name} is compiled, and a compiled model ignores hooks that are added later; inject first, then "
+                "compile: inject_dropblock(model, ...); model = torch.compile(model)"
+            )
+        if hasattr(module, "_c") and hasattr(module, "code"):
+            raise CompiledModelError(
+                f"{name} holds a module compiled by torch.jit, into which nothing can be put; inject into the "
+                "original module"
+            )
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    return dict(model.named_modules(remove_duplicate=False))
+
+
+def _site(spot: Spot, block: str, stage: Stage, block_size: BlockSize, keep_prob: float) -> Site:
+    at = spot.splice
+    size = spot.map.size
+    if isinstance(block_size, Sequence) and len(block_size) != len(size):
+        raise DropBlockValueError(
+            f"block_size={tuple(block_size)} has {len(block_size)} entries, but the feature maps have {len(size)} "
+            "spatial axes; give one entry per spatial axis, or one int"
+        )
+    return Site(
+        name=f"{at.owner}.{at.attribute}".lstrip("."),
+        host=spot.host,
+        block=block,
+        stage=stage.index,
+        where=spot.where,
+        channels=spot.map.channels,
+        map_size=size,
+        block_size=block_size_in_force(block_size, size),
+        keep_prob=keep_prob,
+        channel_dim=spot.map.channel_dim,
+        splice=at,
+    )

@@ -1,0 +1,125 @@
+"""What to call a model with in order to trace it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..errors import DropBlockTypeError, DropBlockValueError, NoTrunkError, TraceError
+from .trace import Trace, first_convolution, trace_forward
+
+# By spatial rank: signal, image, video; the second where the first does not go through.
+_SIZES: dict[int, list[tuple[int, ...]]] = {1: [(1024,)], 2: [(224, 224)], 3: [(16, 112, 112), (16, 224, 224)]}
+
+
+def trace_model(model: nn.Module, example_input: Any = None) -> Trace:
+    """Traces a model on `example_input`, or on an input that fits its first convolution.
+
+    Raises:
+        NoTrunkError: no convolution to go by.
+        TraceError: the forward pass failed before any convolution ran.
+    """
+    calls = [_as_call(example_input)] if example_input is not None else [((x,), {}) for x in _made_up_inputs(model)]
+    traces = []
+    for args, kwargs in calls:
+        traces.append(trace_forward(model, args, kwargs))
+        if traces[-1].error is None:
+            break
+    trace = max(traces, key=lambda trace: (trace.error is None, len(trace.ops)))  # the one that got furthest
+    if trace.error is not None and first_convolution(trace) is None:
+        raise TraceError(
+            f"{type(model).__name__} could not be traced with an input of shape {shapes_of(trace)}: "
+            f"{failure_of(trace)}. Pass {'an' if example_input is None else 'another'} example_input: a tensor with "
+            "its batch axis, a tuple of positional arguments, or a dict of keyword arguments, just what model(...) is "
+            f"called with, here {_signature(model)}; only shapes and dtypes matter"
+        ) from trace.error
+    return trace
+
+
+def shapes_of(trace: Trace) -> str:
+    """The shapes of what a model was given."""
+    return ", ".join(str(tuple(value.shape)) for value in trace.inputs)
+
+
+def failure_of(trace: Trace) -> str:
+    """What ended a pass, as part of a sentence: the error, the module it is of, and what that was given."""
+    text = f"{type(trace.error).__name__}: {trace.error}".rstrip(".")
+    if len(trace.ended_in) < 2:
+        return text
+    call = trace.ended_in[-1]
+    given = " and ".join(str(value.shape) for value in call.arguments.values())
+    kind = repr(call.module) if not list(call.module.children()) else type(call.module).__name__
+    return f"{text} (in {call.name}, {kind}, given {given or 'no tensor'})"
+
+
+def example_of_size(model: nn.Module, size: tuple[int, ...]) -> torch.Tensor:
+    """One image of that size for a model, without data.
+
+    Raises:
+        NoTrunkError: no convolution to go by.
+        DropBlockValueError: the images of the model have another number of axes.
+    """
+    made_up = _made_up_inputs(model)
+    shape = made_up[0].shape
+    if len({other.shape[1] for other in made_up}) > 1:
+        shape = next((x.shape for x in made_up if trace_forward(model, (x,), {}).error is None), shape)
+    if len(size) != len(shape) - 2:
+        raise DropBlockValueError(
+            f"an image of {'x'.join(map(str, size))} pixels for {type(model).__name__}, which takes images with "
+            f"{len(shape) - 2} sides, such as {'x'.join(map(str, shape[2:]))}"
+        )
+    return torch.empty(*shape[:2], *size, device="meta")
+
+
+def _signature(model: nn.Module) -> str:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return f"({', '.join(parameter.name for parameter in parameters)})"
+
+
+def _as_call(example_input: Any) -> tuple[tuple, dict[str, Any]]:
+    if isinstance(example_input, tuple | list) and example_input and all(isinstance(n, int) for n in example_input):
+        size = ", ".join(map(str, example_input))
+        raise DropBlockTypeError(
+            f"example_input={example_input} is a shape, not what the model is called with; pass torch.empty({size})"
+        )
+    if isinstance(example_input, dict):
+        return (), example_input
+    if isinstance(example_input, tuple):
+        return example_input, {}
+    return (example_input,), {}
+
+
+def _made_up_inputs(model: nn.Module) -> list[torch.Tensor]:
+    convolution = next(_convolutions(model), None)
+    if convolution is None:
+        raise NoTrunkError(
+            f"no convolution in {type(model).__name__}: DropBlock drops parts of the feature maps of a convolutional "
+            "network; for a transformer use drop path (stochastic depth)"
+        )
+    channels, sizes = [convolution.in_channels], _SIZES[len(convolution.kernel_size)]
+    declared = _declared_input_size(model)
+    if declared is not None and len(declared) == len(sizes[0]) + 1:
+        # A model may be made for other channels than it declares, and a stem may fold 4 or 16 pixels into channels.
+        folded = [channels[0] // pixels for pixels in (4, 16) if channels[0] % pixels == 0]
+        channels, sizes = list(dict.fromkeys([declared[0], *channels, *folded])), [declared[1:]]
+    dtype = convolution.weight.dtype
+    return [torch.empty(1, count, *size, device="meta", dtype=dtype) for count in channels for size in sizes]
+
+
+def _declared_input_size(model: nn.Module) -> tuple[int, ...] | None:
+    """Channels and spatial size of the images a model is made for."""
+    config = getattr(model, "pretrained_cfg", None)
+    declared = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
+    if not isinstance(declared, tuple | list):
+        return None
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # which may have been asked otherwise
+    return (declared[0], *built_for) if isinstance(built_for, tuple | list) else tuple(declared)
+
+
+def _convolutions(model: nn.Module) -> Iterator[_ConvNd]:
+    return (module for module in model.modules() if isinstance(module, _ConvNd))

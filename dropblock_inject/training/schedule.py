@@ -1,0 +1,282 @@
+"""KeepProbSchedule: keep_prob as a function of the training step."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import DropBlockTypeError, DropBlockValueError, ScheduleError
+from ..ops.layer import DropBlock
+from ..surgery.status import check_dropblock
+from .monitor import Watch
+
+logger = logging.getLogger(__name__)
+
+_STAIRS = 4  # the "step" mode goes down in so many stairs of equal height
+
+_MODES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: (1 - math.cos(math.pi * progress)) / 2,
+    "constant": lambda progress: 1.0,
+    "step": lambda progress: min(math.floor(progress * (_STAIRS + 1)), _STAIRS) / _STAIRS,
+}
+
+
+class KeepProbSchedule:
+    """Moves the keep_prob of every DropBlock of a model from `start` to its end, one step per optimizer step.
+
+    The paper (section 3, "Scheduled DropBlock") found a fixed keep_prob to work less well than one that falls
+    linearly from 1 to its target over the training.
+
+    Args:
+        model: the model, injected (or with DropBlock layers of its own).
+        total_steps: number of optimizer steps after which the end is reached; it stays there.
+        start: keep_prob at the beginning, in (0, 1].
+        end: keep_prob at the end, in (0, 1], for every DropBlock alike; None: each runs to the keep_prob it was
+            injected (or constructed) with.
+        mode: ``"linear"``; ``"cosine"`` (half a period: slow, fast, slow); ``"constant"`` (the end at once, after the
+            warm-up); ``"step"`` (five equal treads, down a quarter of the way each); or a callable that maps progress
+            in [0, 1] to the share of the way from start to end, in [0, 1].
+        warmup_steps: so many steps stay at `start` before the way begins.
+        last_step: the last step that was done before, as in torch's schedulers: -1 for a new training.
+        verify: watch the first training steps until each DropBlock has really dropped something. One that the first
+            of them does not run, or not in training mode, is an error at the end of that step. (What torch.compile
+            runs is held to run through each of them; numbers are not looked at there.)
+
+    Raises:
+        ScheduleError: `model` has no DropBlock.
+        DropBlockTypeError, DropBlockValueError: an argument is of a wrong type or out of range.
+
+    >>> model = nn.Sequential(DropBlock(0.9))
+    >>> schedule = KeepProbSchedule(model, total_steps=100)
+    >>> [round(schedule.value_at(step), 3) for step in (0, 50, 100, 1000)]
+    [1.0, 0.95, 0.9, 0.9]
+    >>> schedule.step(20)
+    >>> model
+    Sequential(
+      (0): DropBlock(keep_prob=0.98, block_size=7)
+    )
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        total_steps: int,
+        *,
+        start: float = 1.0,
+        end: float | None = None,
+        mode: str | Callable[[float], float] = "linear",
+        warmup_steps: int = 0,
+        last_step: int = -1,
+        verify: bool = False,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        _check_int("total_steps", total_steps, 1)
+        _check_int("warmup_steps", warmup_steps, 0)
+        _check_int("last_step", last_step, -1)
+        if warmup_steps >= total_steps:
+            raise DropBlockValueError(
+                f"warmup_steps={warmup_steps} leaves nothing of total_steps={total_steps}; it must be smaller"
+            )
+        for name, value in (("start", start), ("end", start if end is None else end)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise DropBlockTypeError(f"{name} must be a keep_prob in (0, 1], got {value!r}")
+            if not 0 < value <= 1:
+                raise DropBlockValueError(f"{name} must be a keep_prob in (0, 1], got {value!r}")
+        if not callable(mode) and not (isinstance(mode, str) and mode in _MODES):
+            raise DropBlockValueError(
+                f"mode must be one of {', '.join(map(repr, _MODES))} or a callable of progress, got {mode!r}"
+            )
+        self.model = model
+        self.total_steps = total_steps
+        self.start = float(start)
+        self.end = None if end is None else float(end)
+        self.mode = mode
+        self.warmup_steps = warmup_steps
+        self._checked = False
+        self._attached: tuple[RemovableHandle, torch.optim.Optimizer] | None = None
+        for step in (warmup_steps, (warmup_steps + total_steps) // 2, total_steps):
+            self._way_at(step)  # a callable that does not fit is found now, not in the middle of the training
+        self._go_to(last_step + 1)
+        self._watch = Watch(model) if verify else None
+
+    def step(self, step: int | None = None) -> None:
+        """Goes on to the next step, or to the given one, and sets every DropBlock's keep_prob.
+
+        Raises:
+            DeadSiteError: at the first call, if an injected DropBlock takes no part in the forward pass; with
+                `verify`, if one did not run, or dropped nothing.
+            ScheduleError: the model has no DropBlock any more.
+        """
+        if step is not None:
+            _check_int("step", step, 0)
+        if not self._checked:
+            check_dropblock(self.model)
+            self._checked = True
+        if self._watch is not None and self._watch.done():
+            self._watch = None
+        self._go_to(self.last_step + 1 if step is None else step)
+
+    def value_at(self, step: int, end: float | None = None) -> float:
+        """The keep_prob at a step; changes nothing.
+
+        Args:
+            step: number of optimizer steps done; clamped at both ends of the schedule.
+            end: where the DropBlock in question ends; default the schedule's `end`, or else the lowest target in
+                the model, that of the deepest stage.
+        """
+        if end is None:
+            end = min(layer.target_keep_prob for layer in self._layers()) if self.end is None else self.end
+        way = self._way_at(step)
+        return (1 - way) * self.start + way * end
+
+    def get_last_keep_prob(self) -> list[float]:
+        """The keep_prob in force now, one per DropBlock in the order of the model's modules."""
+        return [layer.keep_prob for layer in self._layers()]
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Steps the schedule after each step of `optimizer`, until the returned handle's ``remove()`` is called.
+
+        Steps that a gradient scaler skips do not count, nor forward passes of gradient accumulation. (With a fused
+        optimizer the scaler leaves the skipping to the device; to know of it costs a synchronisation per step.) A copy
+        of the optimizer does not carry the hook: attach to the optimizer that steps. Where several step, attach to one
+        of them. Of a wrapper that hands its steps on (Accelerate's, Lightning's, a lookahead) it is the optimizer
+        inside whose steps count.
+
+        Raises:
+            DeadSiteError: an injected DropBlock takes no part in the forward pass.
+            DropBlockTypeError: `optimizer` is not a torch optimizer, or runs no hooks.
+            ScheduleError: the schedule is attached already.
+        """
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise DropBlockTypeError(
+                f"attach expects a torch.optim.Optimizer, got {type(optimizer).__name__}; "
+                "without one, call schedule.step() after each update"
+            )
+        check_dropblock(self.model)
+        self._layers()  # raises if there is none
+        if self._attached is not None:
+            handle, attached_to = self._attached
+            hooks = handle.hooks_dict_ref()
+            if hooks is not None and handle.id in hooks:
+                raise ScheduleError(
+                    f"the schedule is attached to a {type(attached_to).__name__} already and would step twice per "
+                    "update; remove() that handle first"
+                )
+        inner = _with_hooks(optimizer)
+        handle = inner.register_step_post_hook(self._after_step)
+        self._attached = handle, inner
+        return handle
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # set by a gradient scaler around the step of a fused optimizer
+        if skipped is None or not bool(skipped):
+            self.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain scalars, readable with ``torch.load(..., weights_only=True)``."""
+        mode = self.mode if isinstance(self.mode, str) else getattr(self.mode, "__qualname__", "callable")
+        return {
+            "last_step": self.last_step,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "start": self.start,
+            "end": self.end,
+            "mode": mode,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
+        """Goes on where the saved schedule stood, and puts its value on every DropBlock.
+
+        Args:
+            state: what :meth:`state_dict` returned.
+            strict: if False, a schedule with other settings (a longer training, say) goes on from the step that was
+                reached too, by its own settings, and logs a warning that says what that changes.
+
+        Raises:
+            ScheduleError: `state` is no state of a schedule; or, if strict, that of one with other settings.
+        """
+        own = self.state_dict()
+        if not isinstance(state, dict) or state.keys() != own.keys():
+            found = f"keys {_some(sorted(map(str, state)))}" if isinstance(state, dict) else type(state).__name__
+            raise ScheduleError(f"not the state of a KeepProbSchedule: expected keys {sorted(own)}, got {found}")
+        _check_int("last_step", state["last_step"], 0)
+        changed = [name for name in own if name != "last_step" and own[name] != state[name]]
+        differences = "; ".join(f"{name} was {state[name]!r} and is now {own[name]!r}" for name in changed)
+        if changed and strict:
+            raise ScheduleError(
+                f"the saved schedule is another one: {differences}. Construct it with the settings it was saved with; "
+                "or, to go on from there with the new ones, call load_state_dict(state, strict=False)"
+            )
+        self._go_to(state["last_step"])
+        if changed:
+            logger.warning(
+                "went on at step %d with another schedule than the saved one: %s; keep_prob is %.6g now",
+                self.last_step,
+                differences,
+                self.value_at(self.last_step),
+            )
+
+    def _way_at(self, step: int) -> float:
+        """Share of the way from start to end that is behind at `step`."""
+        if step < self.warmup_steps:
+            return 0.0
+        progress = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
+        if isinstance(self.mode, str):
+            return _MODES[self.mode](progress)
+        way = self.mode(progress)
+        if not (isinstance(way, int | float) and 0 <= way <= 1):
+            raise DropBlockValueError(
+                f"mode({progress:g}) returned {way!r}; it must be the share of the way from start to end, in [0, 1]"
+            )
+        return float(way)
+
+    def _go_to(self, step: int) -> None:
+        layers = self._layers()
+        ends = [layer.target_keep_prob if self.end is None else self.end for layer in layers]
+        values = [self.value_at(step, end) for end in ends]
+        for layer, value in zip(layers, values, strict=True):
+            layer.keep_prob = value
+        self.last_step = step
+
+    def _layers(self) -> list[DropBlock]:
+        # Looked up each time, so that a model injected anew is driven too.
+        layers = [module for module in self.model.modules() if isinstance(module, DropBlock)]
+        if not layers:
+            raise ScheduleError(
+                "the model has no DropBlock to schedule; call inject_dropblock(model, ...) first, and remove() the "
+                "handle of a schedule before remove_dropblock(model)"
+            )
+        return layers
+
+
+def _with_hooks(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer itself, or the one in it that it steps: wrappers run no hooks of their own."""
+    inner: Any = optimizer
+    while not getattr(type(inner).step, "hooked", False):  # what torch's constructor makes of a class's step
+        held = {id(value): value for value in vars(inner).values() if isinstance(value, torch.optim.Optimizer)}
+        if len(held) != 1:
+            raise DropBlockTypeError(
+                f"{type(optimizer).__name__} runs no hooks after its steps, and what it steps cannot be told; attach "
+                "to the optimizer inside it, or call schedule.step() after each update"
+            )
+        (inner,) = held.values()
+    return inner
+
+
+def _check_int(name: str, value: Any, lowest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DropBlockTypeError(f"{name} must be an int, got {value!r}")
+    if value < lowest:
+        raise DropBlockValueError(f"{name} must be at least {lowest}, got {value}")
+
+
+def _some(keys: list[str]) -> str:
+    return f"{keys}" if len(keys) < 10 else f"{keys[:3]} and {len(keys) - 3} more"

@@ -1,0 +1,119 @@
+"""The short examples, on a few digits: each trains with DropBlock in the right place, to the end of its schedule."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import cifar100
+import detection
+import plain_loop
+import pytest
+import segmentation
+import torch
+from scenes import CLASSES, Scenes
+
+from dropblock_inject import KeepProbSchedule, dropblock_sites
+
+
+@pytest.fixture
+def scheduled(monkeypatch: pytest.MonkeyPatch) -> list[KeepProbSchedule]:
+    """The schedules that an example makes, and with them its models."""
+    made: list[KeepProbSchedule] = []
+    attach = KeepProbSchedule.attach
+
+    def remember(schedule, optimizer):
+        made.append(schedule)
+        return attach(schedule, optimizer)
+
+    monkeypatch.setattr(KeepProbSchedule, "attach", remember)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments", "sites", "prefix"),
+    [
+        (plain_loop, "--epochs 2 --images 40", 12, "layer"),
+        (cifar100, "--dataset digits --epochs 2 --images 40 --batch-size 20", 12, "layer"),
+        (detection, "--epochs 1 --images 12 --size 96", 40, "backbone.body.blocks"),
+        (detection, "--epochs 1 --images 4 --size 64 --model fasterrcnn_mobilenet_v3_large_fpn", 33, "backbone.body."),
+        (detection, "--epochs 1 --images 4 --size 64 --model fasterrcnn_resnet50_fpn", 36, "backbone.body.layer"),
+        (segmentation, "--epochs 1 --images 16 --size 64", 40, "backbone.body.blocks"),
+        (segmentation, "--epochs 1 --images 16 --size 64 --model lraspp_mobilenet_v3_large", 33, "backbone."),
+        (segmentation, "--epochs 1 --images 4 --batch-size 2 --size 64 --model fcn_resnet50", 36, "backbone.layer"),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_it_trains_to_the_end_of_the_schedule(
+    example, arguments: str, sites: int, prefix: str, scheduled: list[KeepProbSchedule], capsys
+) -> None:
+    example.main(arguments.split())
+    printed = capsys.readouterr().out
+    (schedule,) = scheduled
+    assert schedule.last_step == schedule.total_steps > 0
+    found = dropblock_sites(schedule.model)
+    assert len(found) == sites
+    assert all(site.name.startswith(prefix) for site in found)
+    deepest = max(site.stage for site in found)
+    assert {site.keep_prob for site in found if site.stage == deepest} == {0.9}
+    assert re.search(r"^epoch \d .*keep_prob 0\.900", printed, flags=re.MULTILINE)
+    assert "nan" not in printed
+    assert all(parameter.isfinite().all() for parameter in schedule.model.parameters())
+
+
+def test_scenes_are_what_they_say() -> None:
+    scenes = Scenes(20, 96, train=True)
+    assert len(list(scenes)) == 20
+    counts = []
+    for image, target in scenes:
+        assert image.shape == (3, 96, 96)
+        assert 0 <= image.min() < image.max() <= 1
+        counts.append(len(target["labels"]))
+        assert set(target["labels"].tolist()) == set(target["mask"].unique().tolist()) - {0}
+        assert set(target["labels"].tolist()) <= set(range(1, len(CLASSES) + 1))
+        for box, label in zip(target["boxes"], target["labels"], strict=True):
+            left, top, right, bottom = map(int, box)
+            inside = target["mask"][top:bottom, left:right]
+            assert {label.item()} == set(inside.unique().tolist()) - {0}
+            # It is tight: there is something of the digit on each of its sides.
+            assert all(side.any() for side in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+    assert min(counts) >= 1 < max(counts)
+    again, _ = scenes[3]
+    assert torch.equal(again, scenes[3][0])
+    assert not torch.equal(Scenes(20, 96, train=False)[3][0], again)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, about itself and about small data
+def test_lightning(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("lightning")
+    import with_lightning
+
+    small = ["--model", "test_resnet", "--images", "40", "--output", str(tmp_path)]
+    with_lightning.main([*small, "--epochs", "2"])
+    assert "accuracy" in capsys.readouterr().out
+    with (tmp_path / "metrics.csv").open() as file:
+        logged = [row["keep_prob/stage4"] for row in csv.DictReader(file) if row.get("keep_prob/stage4")]
+    assert logged
+    assert all(0.9 <= float(value) <= 1 for value in logged)
+    with_lightning.main([*small, "--epochs", "3", "--resume", str(tmp_path / "last.ckpt")])
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert state["epoch"] == 2
+    (schedule,) = (value for name, value in state["callbacks"].items() if "DropBlock" in name)
+    assert "'last_step': 6" in str(schedule)
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own, about what a newer torch deprecates
+def test_transformers(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("transformers")
+    import with_transformers
+    from transformers import AutoModelForImageClassification
+
+    small = ["--images", "40", "--size", "64", "--output", str(tmp_path)]
+    with_transformers.main([*small, "--epochs", "1"])
+    assert "accuracy" in capsys.readouterr().out
+    plain, loading = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading[name] for name in ("missing_keys", "unexpected_keys"))
+    assert plain.config.num_labels == 10
+    with_transformers.main([*small, "--epochs", "2", "--resume"])
+    assert (tmp_path / "checkpoint-4").is_dir()

@@ -1,0 +1,324 @@
+"""The main example: what it prints and writes, that it resumes exactly, and what it says to a mistake."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+from dropblock_inject import KeepProbSchedule
+
+ROOT = Path(__file__).parents[2]
+import checkpoint  # noqa: E402
+import finetune  # noqa: E402
+import models  # noqa: E402
+
+# A small network (timm has it for tests) and few images: 3 steps per epoch.
+SMALL = ["--model", "test_resnet", "--image-size", "64", "--max-samples", "48", "--batch-size", "16", "--epochs", "2"]
+
+
+def run_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "finetune.py"), *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def message_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the script says when it refuses; checks that it does, in one line and with a failing exit status."""
+    with pytest.raises(SystemExit) as exit_:
+        finetune.main(arguments)
+    if isinstance(exit_.value.code, str):  # goes to stderr, with exit status 1
+        assert exit_.value.code.startswith("error: ")
+        assert "\n" not in exit_.value.code
+        return exit_.value.code
+    assert exit_.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def accuracies(output: str) -> dict[str, str]:
+    return dict(re.findall(r"^(before|after|removed|plain) +accuracy ([\d.]+%)", output, flags=re.MULTILINE))
+
+
+def test_default_run(tmp_path: Path) -> None:
+    """As a user starts it, with fewer and smaller images; from a directory of the user's."""
+    run = run_script("--epochs", "1", "--max-samples", "32", "--batch-size", "16", "--image-size", "64", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "tiger cat" in run.stdout  # the weights are the real ones
+    assert "digits: 32 training and 32 validation images of 10 classes" in run.stdout
+    assert "blocks.6.0" in run.stdout  # the table
+    assert "epoch 1/1" in run.stderr
+    assert "keep_prob 0.95" in run.stderr  # half way
+    assert "keep_prob 0.900" in run.stdout
+    found = accuracies(run.stdout)
+    assert found.keys() == {"before", "after", "removed", "plain"}
+    assert found["after"] == found["removed"] == found["plain"]
+
+    assert sorted(path.name for path in (tmp_path / "runs" / "finetune").iterdir()) == ["last.pt", "model.pt"]
+    state = torch.load(tmp_path / "runs" / "finetune" / "model.pt", weights_only=True)
+    plain = timm.create_model("tf_efficientnet_lite0", num_classes=10)
+    assert list(state) == list(plain.state_dict())
+    plain.load_state_dict(state, strict=True)
+
+
+def test_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From random weights, so that what counts is the training."""
+    arguments = "--model test_efficientnet --image-size 64 --max-samples 320 --lr 3e-3 --epochs 4"
+    finetune.main([*arguments.split(), "--output", str(tmp_path)])
+    found = {name: float(value.rstrip("%")) for name, value in accuracies(capsys.readouterr().out).items()}
+    assert found["before"] < 25
+    assert found["after"] > 50
+
+
+class Interrupter:
+    """Records keep_prob after each step, and interrupts the training after so many."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.trace: list[float] = []
+        self.stop_after: int | None = None
+        step = KeepProbSchedule.step
+
+        def stepping(schedule: KeepProbSchedule) -> None:
+            step(schedule)
+            self.trace.extend(schedule.get_last_keep_prob())
+            self.steps += 1
+            if self.steps == self.stop_after:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(KeepProbSchedule, "step", stepping)
+
+    def run(self, arguments: list[str], stop_after: int | None = None) -> list[float]:
+        self.trace, self.steps, self.stop_after = [], 0, stop_after
+        torch.manual_seed(os.getpid())  # a state that the script must not depend on
+        if stop_after is None:
+            finetune.main(arguments)
+        else:
+            with pytest.raises(SystemExit, match="interrupted in epoch 2; go on with --resume"):
+                finetune.main(arguments)
+        return self.trace
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_resumed_run_equals_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str) -> None:
+    interrupter = Interrupter(monkeypatch)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    arguments = [*SMALL, "--workers", workers, "--output"]
+    trace = interrupter.run([*arguments, str(whole)])
+    first = interrupter.run([*arguments, str(parts)], stop_after=5)  # amid the second epoch
+    assert not (parts / "model.pt").exists()
+    second = interrupter.run(["--resume", str(parts / "last.pt"), "--workers", workers])
+
+    sites = len(trace) // 6
+    assert first == trace[: 5 * sites]
+    assert second == trace[3 * sites :]
+    assert trace[-1] == pytest.approx(0.9)
+    for name in ("model.pt", "last.pt"):
+        ours, theirs = (torch.load(run / name, weights_only=True) for run in (parts, whole))
+        assert equal(ours, theirs)
+
+
+def test_resume_refuses_other_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finetune.main([*SMALL, "--output", str(tmp_path)])
+    last = tmp_path / "last.pt"
+    before = last.read_bytes()
+    for options, expected in {
+        "--epochs 3": "has --epochs 2, not 3; leave --epochs out",
+        "--keep-prob 0.8": "has --keep-prob 0.9, not 0.8; leave --keep-prob out",
+        "--where skip": "has --where ['paper'], not ['skip']; leave --where out",
+        "--max-samples 64": "has --max-samples 48, not 64; leave --max-samples out",
+    }.items():
+        assert expected in message_of(["--resume", str(last), *options.split()], capsys)
+    assert "weights go in --checkpoint" in message_of(["--resume", str(tmp_path / "model.pt")], capsys)
+
+    state = torch.load(last, weights_only=True)
+    for part, damage in {"keep_prob_schedule": {}, "optimizer": {"state": {}}, "model": {}, "random": {}}.items():
+        foreign = tmp_path / "foreign.pt"
+        torch.save({**state, part: damage}, foreign)
+        assert "foreign.pt does not fit" in message_of(["--resume", str(foreign)], capsys)
+        foreign.unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "model.pt"]
+    assert last.read_bytes() == before
+
+
+class Harmful:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("option", ["--checkpoint", "--resume"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "noise", "text", "truncated", "flipped", "harmful", "list", "other model", "nan"]
+)
+def test_bad_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, option: str) -> None:
+    file, harm, output = tmp_path / "weights.pt", tmp_path / "harm", tmp_path / "output"
+    state = timm.create_model("test_resnet", num_classes=10).state_dict()
+    torch.save(state, file)
+    data = file.read_bytes()
+    if kind == "missing":
+        file.unlink()
+    elif kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "noise":
+        file.write_bytes(bytes(range(256)) * 16)
+    elif kind == "text":
+        file.write_text("<html>404 not found</html>")
+    elif kind == "truncated":
+        file.write_bytes(data[: len(data) // 2])
+    elif kind == "flipped":
+        middle = len(data) // 2
+        file.write_bytes(data[:middle] + bytes(255 - byte for byte in data[middle : middle + 64]) + data[middle + 64 :])
+    elif kind == "harmful":
+        torch.save({"state_dict": Harmful(harm)}, file)
+    elif kind == "list":
+        torch.save([1, 2, 3], file)
+    elif kind == "other model":
+        torch.save(torchvision.models.resnet18().state_dict(), file)
+    elif kind == "nan":
+        first = next(iter(state))
+        torch.save({**state, first: state[first] * float("nan")}, file)
+    message = message_of([*SMALL, option, str(file), "--output", str(output)], capsys)
+    assert str(file) in message
+    assert not output.exists()
+    assert not harm.exists()
+
+
+def test_bad_checkpoint_at_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.pt").write_bytes(b"not a checkpoint")
+    run = run_script("--checkpoint", "bad.pt", cwd=tmp_path)
+    assert run.returncode == 1
+    assert run.stderr == (
+        "error: bad.pt is no readable checkpoint: corrupt, cut off or not made of tensors and plain values\n"
+    )
+    assert os.listdir(tmp_path) == ["bad.pt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--model resnet1O", "error: unknown model resnet1O; did you mean resnet1"),
+        ("--model torchvision:resnet10t", "error: unknown model torchvision:resnet10t; did you mean resnet10"),
+        ("--model keras:resnet18", "error: unknown library in keras:resnet18; use timm:NAME or torchvision:"),
+        ("--model qqqqqqqq", "error: unknown model qqqqqqqq; timm.list_models('*part*') finds names"),
+        ("--dataset cifar", "argument --dataset: invalid choice: 'cifar' (choose from "),
+        ("--dataset cifar10", "error: cifar10 is not in data/; pass --download, or --root with its folder"),
+        (
+            "--data-dir nowhere",
+            "error: no folder nowhere; --data-dir needs train/ and val/, in each a folder per class",
+        ),
+        ("--data-dir a --dataset mnist", "error: --data-dir and --dataset exclude each other"),
+        ("--pretrained --checkpoint a", "error: --pretrained and --checkpoint exclude each other"),
+        ("--max-samples 1", "error: there must be two training images or more"),
+        ("--epochs 0", "argument --epochs: must be at least 1, got 0"),
+        ("--lr 0", "argument --lr: must be above 0, got 0"),
+        ("--block-size big", "argument --block-size: invalid number value: 'big'"),
+        ("--keep-prob 0", "error: keep_prob must be in (0, 1], got 0.0"),
+        ("--device abacus", "error: no device abacus: "),
+    ],
+)
+def test_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: str, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = [] if "--model" in options else ["--model", "test_resnet"]
+    assert expected in message_of([*model, *options.split()], capsys)
+    assert not any(tmp_path.iterdir())
+
+
+def make_folder(path: Path, classes: dict[str, tuple[int, int, int]], images: int = 8) -> Path:
+    for part in ("train", "val"):
+        for name, color in classes.items():
+            (path / part / name).mkdir(parents=True)
+            for i in range(images):
+                Image.new("RGB", (40 + i, 36), color).save(path / part / name / f"{i}.png")
+    return path
+
+
+def test_image_folder_and_torchvision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder(tmp_path / "images", {"red": (200, 30, 40), "green": (30, 190, 50)})
+    output = tmp_path / "output"
+    arguments = ["--data-dir", str(folder), "--model", "torchvision:resnet18", "--image-size", "64", "--epochs", "2"]
+    finetune.main([*arguments, "--batch-size", "4", "--stages", "-1", "--where", "output", "--output", str(output)])
+    found = accuracies(capsys.readouterr().out)
+    assert found["after"] == found["removed"] == found["plain"]
+    plain = torchvision.models.resnet18(num_classes=2)
+    plain.load_state_dict(torch.load(output / "model.pt", weights_only=True), strict=True)
+
+    # These weights start another training: with their classifier, or for other classes with a new one.
+    two, three = (models.build_model("torchvision:resnet18", classes) for classes in (2, 3))
+    for model in (two, three):
+        models.load_weights(model, str(output / "model.pt"))
+        assert torch.equal(model.get_parameter("conv1.weight"), plain.conv1.weight)
+    assert torch.equal(two.get_parameter("fc.weight"), plain.fc.weight)
+    assert three.get_parameter("fc.weight").shape == (3, 512)
+
+
+def test_bad_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", str(tmp_path / "output"), *SMALL]
+
+    folder = make_folder(tmp_path / "one", {"red": (200, 0, 0)})
+    assert "has only the class red; there must be two" in message_of(["--data-dir", str(folder), *output], capsys)
+
+    folder = make_folder(tmp_path / "more", {"red": (200, 0, 0), "blue": (0, 0, 200)})
+    (folder / "val" / "blue").rename(folder / "val" / "bleu")
+    message = message_of(["--data-dir", str(folder), *output], capsys)
+    assert message.endswith("differ in their classes: only one has bleu, blue")
+    (folder / "val" / "bleu").rename(folder / "val" / "blue")
+
+    (folder / "val" / "red" / "3.png").write_bytes(b"no image")
+    message = message_of(["--data-dir", str(folder), *output], capsys)
+    assert "3.png is not a readable image" in message
+
+    for image in (folder / "train" / "red").iterdir():
+        image.unlink()
+    assert "Found no valid file for the classes red" in message_of(["--data-dir", str(folder), *output], capsys)
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "densenet121", "vgg11"])
+def test_classifiers_of_torchvision(name: str) -> None:
+    with torch.device("meta"):
+        model = models.build_model(f"torchvision:{name}", 7).eval()
+        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_checkpoints_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "new" / "weights.pt"
+    checkpoint.write_file(nn.Linear(2, 2).state_dict(), file)
+    before = file.read_bytes()
+
+    def disk_full(content: object, file: object) -> None:
+        file.write(b"half of it")  # type: ignore[attr-defined]
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.write_file(nn.Linear(3, 3).state_dict(), file)
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == ["weights.pt"]

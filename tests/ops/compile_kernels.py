@@ -1,0 +1,31 @@
+"""Compiles the Triton kernels to machine code of GPUs, which need not be there. A test runs it, not interpreted."""
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dropblock_inject.ops import triton_kernels as kernels
+
+POINTERS = {"words_ptr": "*i32", "lost_ptr": "*i64", "seed_ptr": "*i64"}
+DRAWN = {"VALID_D": 1, "VALID_H": 8, "VALID_W": 8, "BLOCK_D": 1, "BLOCK_H": 7, "BLOCK_W": 7}
+DRAWN |= {"HEIGHT": 14, "WIDTH": 14, "SPAN": 2, "MAPS": 128}
+MASKED = {"CHANNELS": 1024, "PIXELS": 196, "WORDS": 7}
+
+
+def compile_for(target, kernel, types, constants):
+    names = kernel.arg_names
+    signature = {name: types.get(name, "constexpr" if name in constants else "i32") for name in names}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+    binary = triton.compile(source, target=target).asm
+    print(kernel.__name__, target.arch, len(binary["cubin"]))
+
+
+for capability in (75, 90):
+    gpu = GPUTarget("cuda", capability, 32)
+    compile_for(gpu, kernels._draw_kernel, {**POINTERS, "per_miss": "fp32"}, DRAWN)
+    for dtype, scale in (("bf16", "fp32"), ("fp64", "fp64")):
+        types = {**POINTERS, "input_ptr": f"*{dtype}", "output_ptr": f"*{dtype}", "scale_ptr": f"*{scale}"}
+        for per_channel in (True, False):
+            options = {**MASKED, "PER_CHANNEL": per_channel, "PER_SAMPLE": not per_channel}
+            compile_for(gpu, kernels._mask_channels_first_kernel, types, {**options, "ELEMENTS": 4096})
+            compile_for(gpu, kernels._mask_channels_last_kernel, types, {**options, "BLOCK": 128})
