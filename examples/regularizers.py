@@ -160,7 +160,7 @@ def put_in(net: nn.Module, setting: Setting, image_size: int, steps: int) -> Kee
         layer = {"dropout": F.dropout, "dropout2d": F.dropout2d}[setting.torch_layer]
         for module in net.modules():
             if isinstance(module, DropBlock):
-                module.observer = lambda _, x, own=module: layer(x, 1 - own.keep_prob, own.training)
+                module.monitor = lambda _, x, own=module: layer(x, 1 - own.keep_prob, own.training)
     return KeepProbSchedule(net, steps, mode="linear" if setting.scheduled else "constant")
 
 

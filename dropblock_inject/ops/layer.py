@@ -22,7 +22,7 @@ class DropBlock(nn.Module):
 
     Attributes:
         enabled: if False the layer returns its input, whatever its mode.
-        observer: if not None, called instead of the layer, with what the layer does and its input; copies have none.
+        monitor: if not None, called instead of the layer, with what the layer does and its input; copies have none.
 
     Shape: (N, C, L), (N, C, H, W) or (N, C, D, H, W); the output has the shape and dtype of the input.
 
@@ -57,7 +57,7 @@ class DropBlock(nn.Module):
         self.generator = generator
         self.inplace = inplace
         self.enabled = True
-        self.observer: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
+        self.monitor: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
 
     @property
     def keep_prob(self) -> float:
@@ -72,7 +72,7 @@ class DropBlock(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return leaf_call(self, input)
-        return self._drop(input) if self.observer is None else self.observer(self._drop, input)
+        return self._drop(input) if self.monitor is None else self.monitor(self._drop, input)
 
     def _drop(self, input: Tensor) -> Tensor:
         return drop_block(
@@ -89,7 +89,7 @@ class DropBlock(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "observer": None}
+        return {**self.__dict__, "monitor": None}
 
     def extra_repr(self) -> str:
         options = [f"keep_prob={self._keep_prob:.6g}", f"block_size={self.block_size!r}"]

@@ -27,7 +27,7 @@ class Watch:
         self._observers: dict[str, Observer] = {}
         for name, module in model.named_modules():
             if isinstance(module, DropBlock):
-                module.observer = self._observers[name] = Observer(module)
+                module.monitor = self._observers[name] = Observer(module)
 
     def done(self) -> bool:
         """To be called after each training step: whether all have dropped something, and the watch is over.
@@ -57,8 +57,8 @@ class Watch:
     def stop(self) -> None:
         """Takes the observers off."""
         for observer in self._observers.values():
-            if observer.layer.observer is observer:
-                observer.layer.observer = None
+            if observer.layer.monitor is observer:
+                observer.layer.monitor = None
 
 
 class Observer:

@@ -30,7 +30,7 @@ def step(net, optimizer):
 
 
 def observers(net):
-    return [layer.observer for layer in net.modules() if isinstance(layer, DropBlock) and layer.observer is not None]
+    return [layer.monitor for layer in net.modules() if isinstance(layer, DropBlock) and layer.monitor is not None]
 
 
 @pytest.mark.parametrize("options", [{}, {"inplace": True, "where": "branch"}, {"per_channel": False}], ids=str)
