@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 
 from .site import Site
 
 _HEADINGS = ("stage", "site", "where", "after", "channels", "map", "block", "keep_prob")
-_NUMERIC = frozenset(("stage", "channels", "map", "block", "keep_prob"))
+_NUMERIC = {0, 4, 5, 6, 7}  # columns
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,10 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary) -> str:
                 f"{site.keep_prob:.4g}",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    lines.append("")
-    for number, row in enumerate(rows):
-        if number > 1 and row[0]:
-            lines.append("")
-        cells = [
-            cell.rjust(width) if heading in _NUMERIC else cell.ljust(width)
-            for cell, width, heading in zip(row, widths, _HEADINGS, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-        if number == 0:
-            lines.append("  ".join("-" * width for width in widths))
+    headings, rule, *body = text_table(rows, _NUMERIC)
+    lines += ["", headings, rule]
+    for number, (row, line) in enumerate(zip(rows[1:], body, strict=True)):
+        lines += ["", line] if number and row[0] else [line]
     if any(site.block_size == site.map_size for site in sites):
         lines += ["", "* as large as the map: whole channels are dropped, as by Dropout2d"]
     if trace.without_skip:
@@ -74,6 +66,22 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary) -> str:
         )
         lines += ["", f"The pass without data ended early, what comes after is not listed: {problem}"]
     return "\n".join(lines)
+
+
+def text_table(rows: Sequence[Sequence[str]], right: Container[int]) -> list[str]:
+    """The lines of a table: the headings, a rule, the other rows.
+
+    Args:
+        rows: the cells, row by row; the first row holds the headings.
+        right: the numbers of the columns that are aligned to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(cells: Iterable[str]) -> str:
+        columns = enumerate(zip(cells, widths, strict=True))
+        return "  ".join(text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in columns).rstrip()
+
+    return [line(rows[0]), line("-" * width for width in widths), *map(line, rows[1:])]
 
 
 def _size(size: tuple[int, ...]) -> str:
