@@ -15,13 +15,13 @@ import argparse
 import time
 
 import torch
-from data import DATASETS, Images, load_data
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torchvision import models, transforms
 
 from dropblock_inject import KeepProbSchedule, inject_dropblock, presets
+from lib.data import DATASETS, Images, load_data
 
 SIZE = 32
 

@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from models import lite0_features
-from scenes import CLASSES, Scenes
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
@@ -29,6 +27,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
 from torchvision.transforms.functional import pil_to_tensor
 
 from dropblock_inject import KeepProbSchedule, inject_dropblock
+from lib.models import lite0_features
+from lib.scenes import CLASSES, Scenes
 
 VOC_CLASSES = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),

@@ -31,9 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint import read_file, write_file
-from data import Images, load_data, make_datasets
-from models import initial_model
 from timm.data import resolve_model_data_config
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
@@ -45,6 +42,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from dropblock_inject import KeepProbSchedule, find_stages, inject_dropblock
 from dropblock_inject.errors import DropBlockInjectError
+from lib.checkpoint import read_file, write_file
+from lib.data import Images, load_data, make_datasets
+from lib.models import initial_model
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # a plain state dict, of unsharded tensors, on rank 0
 

@@ -34,9 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint import read_file, write_file
-from data import DATASETS, load_data, make_datasets
-from models import build_model, initial_model
 from timm.data import resolve_model_data_config
 from torch import nn
 from torch.nn import functional as F
@@ -46,6 +43,9 @@ from tqdm import tqdm
 from dropblock_inject import KeepProbSchedule, inject_dropblock, remove_dropblock
 from dropblock_inject.command.models import find_model
 from dropblock_inject.errors import DropBlockInjectError
+from lib.checkpoint import read_file, write_file
+from lib.data import DATASETS, load_data, make_datasets
+from lib.models import build_model, initial_model
 
 # What may be otherwise when a training is resumed; all other options must stay, and come from the checkpoint.
 MAY_DIFFER = {"device", "download", "output", "resume", "root", "workers"}

@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 
 import torch
-from data import Images, load_digits
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from torchvision import models, transforms
 
 from dropblock_inject import KeepProbSchedule, inject_dropblock
+from lib.data import Images, load_digits
 
 
 def main(argv: list[str] | None = None) -> None:

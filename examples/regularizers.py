@@ -31,16 +31,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data import DATASETS, load_data
-from models import imagenet_lite0
-from results import FIELDS, Results, read, write
-from small_networks import PlainConvNet, ResNet14
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 from tqdm import tqdm
 
 from dropblock_inject import DropBlock, KeepProbSchedule, inject_dropblock
+from lib.data import DATASETS, load_data
+from lib.models import imagenet_lite0
+from lib.results import FIELDS, Results, read, write
+from lib.small_networks import PlainConvNet, ResNet14
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ import argparse
 from typing import Any
 
 import torch
-from models import lite0_features
-from scenes import CLASSES, Scenes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
@@ -26,6 +24,8 @@ from torchvision.transforms.functional import InterpolationMode as Interpolation
 from torchvision.transforms.functional import pil_to_tensor, resize
 
 from dropblock_inject import KeepProbSchedule, inject_dropblock
+from lib.models import lite0_features
+from lib.scenes import CLASSES, Scenes
 
 MODELS = ["lite0"] + [name for name in segmentation.__dict__ if name.startswith(("deeplabv3_", "fcn_", "lraspp_"))]
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import timm
 import torch
-from data import DATASETS, Data, load_data, make_datasets
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -26,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from dropblock_inject.integrations.lightning import DropBlockCallback
+from lib.data import DATASETS, Data, load_data, make_datasets
 
 
 class Classifier(LightningModule):

@@ -15,11 +15,11 @@ import argparse
 from typing import Any
 
 import torch
-from data import DATASETS, Images, load_data, make_datasets
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, ResNetConfig, Trainer, TrainingArguments, set_seed
 
 from dropblock_inject.integrations.transformers import DropBlockCallback
+from lib.data import DATASETS, Images, load_data, make_datasets
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
 

@@ -12,9 +12,9 @@ import plain_loop
 import pytest
 import segmentation
 import torch
-from scenes import CLASSES, Scenes
 
 from dropblock_inject import KeepProbSchedule, dropblock_sites
+from lib.scenes import CLASSES, Scenes
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import finetune
 import pytest
 import timm
 import torch
@@ -16,11 +17,9 @@ from PIL import Image
 from torch import nn
 
 from dropblock_inject import KeepProbSchedule
+from lib import checkpoint, models
 
 ROOT = Path(__file__).parents[2]
-import checkpoint  # noqa: E402
-import finetune  # noqa: E402
-import models  # noqa: E402
 
 # A small network (timm has it for tests) and few images: 3 steps per epoch.
 SMALL = ["--model", "test_resnet", "--image-size", "64", "--max-samples", "48", "--batch-size", "16", "--epochs", "2"]

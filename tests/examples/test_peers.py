@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+from peers import PEERS, compare, evaluate, main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from peers import PEERS, compare, evaluate, main  # noqa: E402
 
 # Where the same line is a mistake, this library says so.
 REFUSED = {"drop_block(torch.ones(1, 1, 9, 9), -0.5, 3)"}

@@ -10,10 +10,10 @@ import pytest
 import regularizers
 import torch
 from regularizers import RECIPES, SWEEPS, TABLE, Recipe, Setting, applies, make_network, put_in
-from results import Results, write
 from torch.nn import functional as F
 
 from dropblock_inject import DropBlock, dropblock_sites
+from lib.results import Results, write
 
 pytest.importorskip("matplotlib")
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import timm
 import torch
-from checkpoint import read_file
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from dropblock_inject.command import models as named
 from dropblock_inject.command.models import find_model
+from lib.checkpoint import read_file
 
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers of GoogLeNet and Inception for the training from scratch
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from data import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
+
+from lib.data import load_digits
 
 CLASSES = [str(digit) for digit in range(10)]
 

@@ -1,26 +1,36 @@
-"""Makes the pictures of the README, by the command and the functions that anyone can use.
+"""Makes the pictures of the README, with the command and the functions that anyone can use.
 
 pip install "dropblock-inject[examples,plot]"
-python pictures.py                          # into pictures/
+python examples/pages/pictures.py                   # into examples/pictures/
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image
+from torch import nn
 
 from dropblock_inject.command.main import main as command
 from dropblock_inject.plot import plot_masks
 
-HERE = Path(__file__).parent
+EXAMPLES = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(EXAMPLES))
+
+
+def imagenet_lite0() -> nn.Module:
+    """The network of the photograph's feature maps, with its ImageNet weights."""
+    from lib import models
+
+    return models.imagenet_lite0()
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make the pictures of the README.")
-    parser.add_argument("folder", nargs="?", type=Path, default=HERE / "pictures", help="(%(default)s)")
+    parser.add_argument("folder", nargs="?", type=Path, default=EXAMPLES / "pictures", help="(%(default)s)")
     folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)
     plot_masks().savefig(folder / "masks.png")
@@ -34,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         from skimage.data import chelsea
 
         Image.fromarray(chelsea()).save(photograph)
-        network = f"{HERE / 'models.py'}:imagenet_lite0"  # with its ImageNet weights
+        network = f"{Path(__file__)}:imagenet_lite0"
         show = ["show", str(photograph), "--model", network, "--image-size", "448", "-o", str(folder / "show.png")]
         for call in [*calls, show]:
             if code := command(call):

@@ -1,0 +1,1 @@
+"""Code that several of the examples share: options, data, networks, checkpoints."""
