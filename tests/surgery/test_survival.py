@@ -1,16 +1,18 @@
-"""What an injected network goes through in practice, with its sites live afterwards, for every kind of splice.
+"""An injected network survives what is done to networks in practice: its sites are live afterwards.
 
-Live means: it drops something. Attributes prove nothing.
+A site is live if it changes the output; attributes prove nothing. Each test runs for every kind of site.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import subprocess
 import sys
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,28 +57,41 @@ def net(name: str) -> nn.Module:
 
 
 def kinds(name: str) -> set[str]:
-    """The kinds of sites of a network: every test below holds each site of each of them to be live on its own."""
+    """The kinds of sites of a network. Every test below shows that each site of the network is live."""
+    net = NETWORKS[name]()
+    plan = plan_dropblock(net, **options_for(name))
+    ends = {site.host for site in plan if site.where == "branch"}
     found = set()
-    for site in plan_dropblock(NETWORKS[name](), **options_for(name)):
-        found |= {site.where, site.splice.point, f"{len(site.map_size)}-d", f"channels at {site.channel_dim}"}
-        if site.where == "skip":
-            found.add("identity skip" if site.host == site.block else "projected skip")
+    for site in plan:
+        found |= {f"{len(site.map_size)}-d", f"channels at {site.channel_dim}"}
+        if site.where != "skip":
+            found.add(site.where)
+        elif site.host == site.block:
+            found.add("the input of the block")
+        elif site.host in ends:
+            found.add("a shortcut read by the block itself")
+        elif isinstance(net.get_submodule(site.host), BATCH_NORM):
+            found.add("a shortcut made within the block")
+        else:
+            found.add("the output of a projection")
     return found
 
 
-def test_the_battery_has_every_kind_of_site() -> None:
-    every = {"branch", "identity skip", "projected skip", "output", "slot", "before", "beside", "end", "3-d"}
-    assert set().union(*map(kinds, EVERY_KIND)) > every | {"channels at -1"}
+def test_the_networks_have_every_kind_of_site() -> None:
+    shortcuts = {"the input of the block", "the output of a projection"}
+    shortcuts |= {"a shortcut read by the block itself", "a shortcut made within the block"}
+    everywhere = {"branch", "output", "2-d", "3-d", "channels at 1", "channels at -1"}
+    assert set().union(*map(kinds, EVERY_KIND)) == shortcuts | everywhere
 
 
 def test_deepcopy_has_sites_of_its_own(net: nn.Module, name: str) -> None:
     sites = len(drops(net))
-    twin = copy.deepcopy(net)
-    assert_live(twin, images_for(name), sites)
-    next(iter(drops(twin).values())).keep_prob = 0.123
+    other = copy.deepcopy(net)
+    assert_live(other, images_for(name), sites)
+    next(iter(drops(other).values())).keep_prob = 0.123
     assert all(layer.keep_prob != 0.123 for layer in drops(net).values())
-    assert remove_dropblock(twin) == sites
-    assert not drops(twin)
+    assert remove_dropblock(other) == sites
+    assert not drops(other)
     assert_live(net, images_for(name), sites)
 
 
@@ -88,7 +103,7 @@ def test_pickle_into_another_process(net: nn.Module, name: str, tmp_path: Path) 
         f"sys.path.insert(0, {str(HELPERS)!r})\n"
         "from injected import assert_live, drops; from networks import images_for\n"
         "net = torch.load(sys.argv[1], weights_only=False)\n"
-        "for module in net.modules():\n"  # hooks of someone else must not take the place of ours
+        "for module in net.modules():\n"  # hooks that are added later must not replace ours
         "    module.register_forward_hook(lambda *_: None); module.register_forward_pre_hook(lambda *_: None)\n"
         f"assert_live(net, images_for({name!r}), {len(drops(net))})\n"
     )
@@ -129,7 +144,9 @@ def test_frozen_batch_norm_leaves_the_sites_on(net: nn.Module, name: str) -> Non
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_masks_alike_in_recomputation(net: nn.Module, name: str, reentrant: bool) -> None:
+def test_activation_checkpointing_draws_the_same_masks_in_the_recomputation(
+    net: nn.Module, name: str, reentrant: bool
+) -> None:
     images = images_for(name).requires_grad_()
 
     def gradients(forward) -> list[Tensor]:
@@ -138,7 +155,7 @@ def test_activation_checkpointing_masks_alike_in_recomputation(net: nn.Module, n
         forward().square().sum().backward()
         return [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
 
-    for module in net.modules():  # running statistics would move twice
+    for module in net.modules():  # the recomputation would update the running statistics once more
         if isinstance(module, BATCH_NORM):
             module.momentum = 0.0
     expected = gradients(lambda: net(images))
@@ -154,13 +171,13 @@ def test_checkpointing_of_timm(name: str) -> None:
     net(images_for(name)).sum().backward()
 
 
-def test_averaged_copies(net: nn.Module, name: str) -> None:
+def test_averaged_models(net: nn.Module, name: str) -> None:
     images = images_for(name)
-    before = torch.optim.swa_utils.AveragedModel(NETWORKS[name](), use_buffers=True)
-    before.update_parameters(net)
-    after = torch.optim.swa_utils.AveragedModel(net, use_buffers=True)
-    after.update_parameters(net)
-    assert_live(after.module, images)
+    of_the_plain = torch.optim.swa_utils.AveragedModel(NETWORKS[name](), use_buffers=True)
+    of_the_plain.update_parameters(net)
+    averaged = torch.optim.swa_utils.AveragedModel(net, use_buffers=True)
+    averaged.update_parameters(net)
+    assert_live(averaged.module, images)
     ema = timm.utils.ModelEmaV3(net)
     ema.update(net)
     with torch.no_grad():
@@ -176,11 +193,10 @@ def test_compile_makes_two_graphs_over_a_schedule(net: nn.Module, name: str) -> 
     for _ in range(12):
         compiled(images).sum().backward()
         schedule.step()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
     assert not torch._dynamo.utils.counters["graph_break"]
     check_dropblock(compiled)
     assert len(dropblock_sites(compiled)) == len(drops(net))
-    # The compiled network draws and drops, site by site.
     for layer in drops(net).values():
         layer.keep_prob = 0.3
     torch.manual_seed(1)
@@ -189,23 +205,23 @@ def test_compile_makes_two_graphs_over_a_schedule(net: nn.Module, name: str) -> 
     assert not torch.equal(compiled(images), first)
 
 
-def test_inductor_compiles_a_schedule_too() -> None:
+def test_inductor_makes_two_graphs_over_a_schedule() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     name = "own:cifar_resnet"
     net = injected(name, stages=-1, include="stage3.1")
     schedule = KeepProbSchedule(net, total_steps=5)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of inductor's own start-up
+        warnings.simplefilter("ignore")  # inductor warns while it starts
         compiled = torch.compile(net, fullgraph=True)
         for _ in range(5):
             compiled(images_for(name)).sum().backward()
             schedule.step()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_export_in_eval_holds_nothing_of_it(net: nn.Module, name: str, strict: bool) -> None:
+def test_an_exported_network_in_eval_mode_has_no_trace_of_dropblock(net: nn.Module, name: str, strict: bool) -> None:
     images = images_for(name)
     program = torch.export.export(net.eval(), (images,), strict=strict)
     kinds = {node.target.name() for node in program.graph.nodes if hasattr(node.target, "name")}
@@ -221,7 +237,7 @@ def test_onnx_export_in_eval_equals_the_plain_network(net: nn.Module, name: str,
     outputs, operators = [], []
     for model in (net.eval(), plain.eval()):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, of the parts it is made of
+            warnings.simplefilter("ignore")  # torch warns about its own parts
             program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
         program.save(tmp_path / "net.onnx")
         session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
@@ -236,7 +252,7 @@ def test_onnx_export_in_eval_equals_the_plain_network(net: nn.Module, name: str,
 def test_jit_trace_in_eval_equals_the_plain_network(net: nn.Module, name: str) -> None:
     images = images_for(name)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own: TorchScript is deprecated
+        warnings.simplefilter("ignore")  # torch says that TorchScript is deprecated
         traced = torch.jit.trace(net.eval(), images)
         plain = torch.jit.trace(NETWORKS[name]().eval(), images)
         torch.testing.assert_close(traced(images), net(images))
@@ -247,16 +263,16 @@ def test_jit_trace_in_eval_equals_the_plain_network(net: nn.Module, name: str) -
     assert operators[0] == operators[1]
 
 
-def test_jit_script_is_refused_with_the_way_out(net: nn.Module) -> None:
+def test_jit_script_is_refused_with_the_mend(net: nn.Module) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own: TorchScript is deprecated
+        warnings.simplefilter("ignore")  # torch says that TorchScript is deprecated
         with pytest.raises(DropBlockInjectError, match=r"torch\.jit\.script: call remove_dropblock"):
             torch.jit.script(net)
 
 
 @pytest.fixture
 def traceable(name: str) -> None:
-    """Passes over networks that torch.fx cannot trace without us either: the padding of timm's tf_ models branches."""
+    """Skips a network that torch.fx cannot trace without DropBlock either: timm's padding as in TensorFlow branches."""
     if name == "timm:tf_efficientnet_lite0":
         with pytest.raises(torch.fx.proxy.TraceError):
             torch.fx.symbolic_trace(NETWORKS[name]())
@@ -264,7 +280,7 @@ def traceable(name: str) -> None:
 
 
 @pytest.mark.usefixtures("traceable")
-def test_symbolic_trace_keeps_mode_and_keep_prob_live(net: nn.Module, name: str) -> None:
+def test_a_traced_graph_follows_its_mode_and_keep_prob(net: nn.Module, name: str) -> None:
     graph = torch.fx.symbolic_trace(net)
     images = images_for(name)
     layers = drops(graph)
@@ -285,8 +301,8 @@ def test_symbolic_trace_keeps_mode_and_keep_prob_live(net: nn.Module, name: str)
 
 
 @pytest.mark.usefixtures("traceable")
-def test_symbolic_trace_computes_what_the_network_computes(net: nn.Module, name: str) -> None:
-    """The masked shortcut and the unmasked branch too: same seed, same output, in training."""
+def test_a_traced_graph_computes_the_output_of_the_network(net: nn.Module, name: str) -> None:
+    """In training mode too: the same seed gives the same output, so shortcuts and branches read the same tensors."""
     graph = torch.fx.symbolic_trace(net)
     images = images_for(name)
     torch.manual_seed(4)
@@ -300,7 +316,7 @@ def test_feature_extractor_of_torchvision(name: str) -> None:
     net = injected(name)
     node = "layer4" if "resnet" in name else "features.7"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that train and eval graphs differ, or may
+        warnings.simplefilter("ignore")  # torchvision says that the graphs for training and evaluation may differ
         extractor = torchvision.models.feature_extraction.create_feature_extractor(net, return_nodes=[node])
     images = images_for(name)
     with torch.no_grad():
@@ -340,9 +356,9 @@ def test_conversion_to_sync_batch_norm_is_noticed() -> None:
     check_dropblock(converted)
 
 
-def test_a_replaced_reader_of_the_branch_is_noticed() -> None:
+def test_a_replaced_first_convolution_of_a_branch_is_noticed() -> None:
     net = injected("torchvision:resnet18")
-    # It would see the mask of the shortcut, and the DropBlock that hung on it would not hear of eval().
+    # The new one would read the masked shortcut.
     net.layer3[1].conv1 = nn.Conv2d(256, 256, 3, padding=1, bias=False)
     with pytest.raises(
         DropBlockInjectError, match=r"layer3\.1\.drop_skip, after layer3\.1\n.*layer3\.1\.conv1\.drop_branch"
@@ -350,7 +366,7 @@ def test_a_replaced_reader_of_the_branch_is_noticed() -> None:
         check_dropblock(net)
 
 
-def test_buffers_and_parameters_stay_zippable(net: nn.Module, name: str) -> None:
+def test_parameters_and_buffers_pair_up_with_those_of_a_plain_network(net: nn.Module, name: str) -> None:
     plain = NETWORKS[name]()
     assert [b.shape for b in plain.buffers()] == [b.shape for b in net.buffers()]
     assert [p.shape for p in plain.parameters()] == [p.shape for p in net.parameters()]
@@ -360,20 +376,19 @@ def test_buffers_and_parameters_stay_zippable(net: nn.Module, name: str) -> None
     plain.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
 
 
-def test_memory_is_flat_over_many_steps() -> None:
-    """A masked tensor carries its unmasked one; nothing keeps them beyond the step."""
-    import gc
-    import weakref
+def test_no_tensor_of_a_step_is_held_after_it(net: nn.Module, name: str) -> None:
+    """DropBlocks and their hooks hand tensors to each other. They must let go of every one of them."""
+    references: list[weakref.ref] = []
 
-    net = injected("torchvision:resnet18")
-    alive = []
-    handle = net.layer3[1].drop_skip.register_forward_hook(lambda m, args, out: alive.append(weakref.ref(out)))
-    images = images_for("torchvision:resnet18")
-    for _ in range(3):
-        net(images).sum().backward()
-    handle.remove()
+    def remember(module: nn.Module, args: tuple, output: Tensor) -> None:
+        references.extend(weakref.ref(tensor) for tensor in (*args, output))
+
+    for module in net.modules():
+        module.register_forward_hook(remember)
+    net(images_for(name)).sum().backward()
+    assert len(references) > 20
     gc.collect()
-    assert [reference() for reference in alive] == [None] * 3
+    assert [tuple(tensor.shape) for reference in references if (tensor := reference()) is not None] == []
 
 
 @pytest.fixture
@@ -385,7 +400,9 @@ def process_group() -> Iterator[None]:
 
 @pytest.mark.parametrize("inject_first", [True, False])
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.filterwarnings("ignore:Grad strides do not match")  # of depthwise convolutions, without us too
+@pytest.mark.filterwarnings(
+    "ignore:Grad strides do not match"
+)  # depthwise convolutions cause it, without DropBlock too
 def test_distributed_data_parallel_around_it(name: str, inject_first: bool) -> None:
     if inject_first:
         wrapped = nn.parallel.DistributedDataParallel(injected(name))
@@ -421,22 +438,22 @@ def report_of(net: nn.Module) -> list[Any]:
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")  # of timm's LayerNorm2d, torch's own
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view")  # timm's LayerNorm2d causes it
 def test_fully_sharded_by_the_layer(net: nn.Module, name: str) -> None:
-    """A module that must be given the unmasked shortcut is then handed a view of the masked one."""
+    """FSDP2 then gives a view of the masked shortcut to the module that must read the unmasked one."""
     from torch.distributed.fsdp import fully_shard
 
-    twin = copy.deepcopy(net)
+    whole = copy.deepcopy(net)
     for layer in reversed([module for module in net.modules() if list(module.parameters(recurse=False))]):
         fully_shard(layer)
     fully_shard(net)
     images = images_for(name)
     torch.manual_seed(5)
-    expected = twin(images)
+    expected = whole(images)
     torch.manual_seed(5)
     output = net(images)
     assert torch.equal(output, expected)
     expected.square().mean().backward()
     output.square().mean().backward()
     gradients = [parameter.grad.full_tensor() for parameter in net.parameters()]
-    torch.testing.assert_close(gradients, [parameter.grad for parameter in twin.parameters()])
+    torch.testing.assert_close(gradients, [parameter.grad for parameter in whole.parameters()])
