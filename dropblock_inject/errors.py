@@ -41,3 +41,7 @@ class DeadSiteError(DropBlockInjectError, RuntimeError):
 
 class ScheduleError(DropBlockInjectError, RuntimeError):
     """The schedule does not fit the model, the optimizer or the checkpoint."""
+
+
+class DropBlockWarning(UserWarning):
+    """Something is used in a way that is probably a mistake."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -40,24 +41,29 @@ class Unit:
 
     def tail(self, inside: Call) -> Value:
         """What the unit puts out, its norm and activation included as far as they are inside the given call."""
-        return self._follow(inside)[0]
+        return self._follow(inside).tail
 
     def is_gate(self, inside: Call) -> bool:
         """Whether it ends in a sigmoid or softmax: weights for a feature map, not a feature map."""
-        activation = self._follow(inside)[1]
+        activation = self._follow(inside).activation
         return activation is not None and activation.kind in GATES
 
     def before_activation(self, inside: Call) -> Value | None:
         """What goes into the activation, if a mask and its scale may as well stand before it; else None."""
-        tail, activation = self._follow(inside)
+        tail, _, activation = self._follow(inside)
         if activation is None or activation.kind not in HOMOGENEOUS or tail not in activation.outputs:
             return None
         return activation.inputs[0]
 
-    def _follow(self, inside: Call) -> tuple[Value, Op | None]:
-        """The end of the unit, and its activation."""
+    def layers(self, inside: Call) -> list[str]:
+        """The dotted names of the modules inside a call that compute it: convolution, normalisation, activation."""
+        end = self._follow(inside)
+        ops = [op for op in (self.op, end.norm, end.activation) if op is not None]
+        return list(dict.fromkeys(op.call.name for op in ops if inside.encloses(op.call)))
+
+    def _follow(self, inside: Call) -> _End:
         tail = value = self.convolved
-        normalised, activation = False, None
+        norm, activation = None, None
         while len(value.readers) == 1 and inside.contains(value.readers[0]):
             op = value.readers[0]
             if op.kind in SAME_VALUES or (op.kind in MOVES and len(op.outputs[0].shape) == len(tail.shape)):
@@ -65,17 +71,25 @@ class Unit:
             elif op.kind in NONLINEAR and len(op.inputs) == 1 and activation is None:
                 tail = value = op.outputs[0]
                 activation = op
-            elif op.kind in NORMS and not normalised:
+            elif op.kind in NORMS and norm is None:
                 tail = value = op.outputs[0]
-                normalised = True
-            elif not normalised and (shifted := _frozen_norm(op)):
+                norm = op
+            elif norm is None and (shifted := _frozen_norm(op)):
                 tail = value = shifted
-                normalised = True
+                norm = op
             else:
                 break
-            if normalised and activation is not None:
+            if norm is not None and activation is not None:
                 break
-        return tail, activation
+        return _End(tail, norm, activation)
+
+
+class _End(NamedTuple):
+    """What a convolution unit puts out, and the operations of its norm and its activation, where it has them."""
+
+    tail: Value
+    norm: Op | None
+    activation: Op | None
 
 
 def _frozen_norm(op: Op) -> Value | None:

@@ -8,16 +8,16 @@ from typing import Any, overload
 
 from torch import nn
 
-from ..anatomy.stages import Stage, find_trunk
+from ..anatomy.stages import find_trunk
 from ..errors import AlreadyInjectedError, CompiledModelError, DropBlockTypeError, DropBlockValueError, NoMatchError
 from ..ops.functional import BlockSize
-from ..ops.gamma import block_size_in_force
+from ..surgery.liveness import injected
 from ..surgery.site import Site
-from ..surgery.splice import injected, splice, unsplice
+from ..surgery.splice import splice, unsplice
 from ..surgery.table import TraceSummary, render
-from .block_sites import Placement, Spot
 from .patterns import Pattern, check_pattern
 from .selection import by_stage, check_layer_options, choose_sites, choose_stages, kinds_of, targets_of
+from .site_finder import SiteFinder
 
 logger = logging.getLogger(__name__)
 
@@ -218,14 +218,14 @@ def plan_dropblock(
     if isinstance(keep_prob, Mapping):
         keep_prob = by_stage(keep_prob, trunk.stages)
     targets = targets_of(keep_prob, [stage.index for stage in chosen], deepest, depth_scaling)
-    placement = Placement(trunk.trace, trunk.geometry)
+    finder = SiteFinder(trunk.trace, trunk.geometry)
     sites = [
-        _site(spot, block.name, stage, block_size, targets[stage.index])
+        site
         for stage, blocks in zip(trunk.stages, trunk.blocks, strict=True)
         if stage in chosen
         for block in blocks
-        for spot in placement.spots(block)
-        if spot.where in kinds
+        for site in finder.sites(block, stage.index, targets[stage.index], block_size)
+        if site.where in kinds
     ]
     if not sites and strict:
         raise NoMatchError(
@@ -233,7 +233,7 @@ def plan_dropblock(
             "a network without shortcuts has no 'skip'; try where='branch' or 'output'"
         )
     sites = choose_sites(model, sites, include, exclude, strict)
-    without_skip = placement.unreachable if "skip" in kinds else []
+    without_skip = finder.unreachable if "skip" in kinds else []
     summary = TraceSummary(trunk.geometry.image_size, tuple(without_skip), trunk.trace.error)
     return InjectionPlan(model, sites, summary, block_size, layer_options)
 
@@ -283,26 +283,3 @@ def _check_model(model: nn.Module) -> None:
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
     return dict(model.named_modules(remove_duplicate=False))
-
-
-def _site(spot: Spot, block: str, stage: Stage, block_size: BlockSize, keep_prob: float) -> Site:
-    at = spot.splice
-    size = spot.map.size
-    if isinstance(block_size, Sequence) and len(block_size) != len(size):
-        raise DropBlockValueError(
-            f"block_size={tuple(block_size)} has {len(block_size)} entries, but the feature maps have {len(size)} "
-            "spatial axes; give one entry per spatial axis, or one int"
-        )
-    return Site(
-        name=f"{at.owner}.{at.attribute}".lstrip("."),
-        host=spot.host,
-        block=block,
-        stage=stage.index,
-        where=spot.where,
-        channels=spot.map.channels,
-        map_size=size,
-        block_size=block_size_in_force(block_size, size),
-        keep_prob=keep_prob,
-        channel_dim=spot.map.channel_dim,
-        splice=at,
-    )

@@ -110,11 +110,11 @@ def choose_sites(model: nn.Module, sites: list[Site], include: Pattern, exclude:
 
     def fits(site: Site, pattern: Pattern) -> bool:
         if pattern is not None and callable(pattern):
-            return bool(pattern(site.name, model.get_submodule(site.splice.host)))
-        return any(matches(entry, name) for entry in entries_of(pattern) for name in _names(site))
+            return bool(pattern(site.name, model.get_submodule(site.host)))
+        return any(matches(entry, name) for entry in entries_of(pattern) for name in site.names)
 
     if strict:
-        names = [name for site in sites for name in _names(site)]
+        names = [name for site in sites for name in site.names]
         for argument, pattern in (("include", include), ("exclude", exclude)):
             for entry in entries_of(pattern):
                 if not any(matches(entry, name) for name in names):
@@ -128,7 +128,3 @@ def choose_sites(model: nn.Module, sites: list[Site], include: Pattern, exclude:
     if not kept and strict:
         raise NoMatchError(f"include={include!r} and exclude={exclude!r} together leave none of the {len(sites)} sites")
     return kept
-
-
-def _names(site: Site) -> tuple[str, ...]:
-    return site.name, site.splice.owner, site.host, site.block

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..ops.layer import DropBlock
-from ..surgery.hooks import InjectedDropBlock
+from ..surgery.place import InjectedDropBlock
 from ..training.schedule import KeepProbSchedule
 from .canvas import STAGE_COLORS, new_figure
 

@@ -11,7 +11,8 @@ from torch import nn
 from ..anatomy.blocks import Block, around, find_blocks
 from ..anatomy.stages import Trunk, find_trunk
 from ..errors import DropBlockValueError
-from ..placement.block_sites import Placement, Spot
+from ..placement.site_finder import SiteFinder
+from ..surgery.site import Site
 from ..tracing.operations import SAME_VALUES
 from ..tracing.trace import Call, Op, ancestors
 from .canvas import COLORS, GREY, new_figure
@@ -47,7 +48,7 @@ def plot_stages(model: nn.Module, example_input: Any = None, block: str | None =
     parts: Any = figure.subplots(2 if shown else 1, 1, squeeze=False, height_ratios=(3, 2) if shown else None)
     _draw_levels(parts[0, 0], trunk, type(model).__name__)
     if shown:
-        _draw_block(parts[1, 0], shown, list(Placement(trunk.trace, trunk.geometry).spots(shown)))
+        _draw_block(parts[1, 0], shown, list(SiteFinder(trunk.trace, trunk.geometry).sites(shown, 0, 1.0, 1)))
     return figure
 
 
@@ -113,7 +114,7 @@ def _place(block: Block) -> int:
     return block.units[0].op.index if block.units else block.residuals[0].join.index
 
 
-def _draw_block(axis: Axes, block: Block, spots: Sequence[Spot]) -> None:
+def _draw_block(axis: Axes, block: Block, sites: Sequence[Site]) -> None:
     """x, the branch to the right below, the shortcut above, and their sum; a step is as wide as its name."""
     branch, skip = _ways(block)
     end = _width_of(block)
@@ -125,17 +126,17 @@ def _draw_block(axis: Axes, block: Block, spots: Sequence[Spot]) -> None:
         starts = list(accumulate(widths, initial=0.6 + (end - 1.2 - sum(widths)) / 2))
         for label, left, right in zip(labels, starts, starts[1:], strict=False):
             _box(axis, (left + right - _GAP) / 2, height, label)
-        for spot in spots:
-            if spot.where == where:
-                behind = _step_before(spot, steps)
+        for site in sites:
+            if site.where == where:
+                behind = _step_before(site, steps)
                 _diamond(axis, end - 0.6 if behind is None else starts[behind + 1] - _GAP / 2, height, where)
     axis.plot([end, end + 1.1], [0.5, 0.5], color=_LINE, linewidth=1.2, zorder=1)
-    if any(spot.where == "output" for spot in spots):
+    if any(site.where == "output" for site in sites):
         _diamond(axis, end + 0.7, 0.5, "output")
     _circle(axis, 0, "x")
     _circle(axis, end, "+")
     for where in ("branch", "skip", "output"):
-        if any(spot.where == where for spot in spots):
+        if any(site.where == where for site in sites):
             axis.plot([], [], "D", markersize=7, color=COLORS[where], label=f"a site of where={where!r}")
     axis.set_xlim(-0.4, end + 1.3)
     axis.set_ylim(-0.75, 1.6)
@@ -166,9 +167,9 @@ def _ways(block: Block) -> tuple[list[list[Op]], list[list[Op]]]:
     return steps(residual.branch_ops), steps(skip)
 
 
-def _step_before(spot: Spot, steps: Sequence[list[Op]]) -> int | None:
+def _step_before(site: Site, steps: Sequence[list[Op]]) -> int | None:
     """The last step of the module behind which a site is; None if it is not of a part of the way, but all of it."""
-    inside = [n for n, step in enumerate(steps) if any(call.name == spot.host for call in around(step[0].call))]
+    inside = [n for n, step in enumerate(steps) if any(call.name == site.host for call in around(step[0].call))]
     return inside[-1] if inside and len(inside) < len(steps) else None
 
 

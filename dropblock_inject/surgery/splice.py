@@ -1,124 +1,107 @@
-"""Splicing DropBlocks into a model and out again.
+"""Sites put into a model, taken out, and found again.
 
-A DropBlock is registered on a module around its site and is reached by a hook on the module it stands after. Nothing
-is stored about them anywhere else: what is injected is always found by looking at the model as it is now, so that
-copies and unpickled models are no special case.
+A DropBlock is registered on a module around its site, and hooks lead tensors through it. Nothing is stored about them
+anywhere else. They are found by looking at the model as it is now, so that copies and unpickled models need no special
+care.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..ops.functional import BlockSize
-from .hooks import (
-    CorrectEnd,
-    Hook,
-    InjectedDropBlock,
-    MaskArgument,
-    MaskBesideArgument,
-    MaskOutput,
-    NoteArgument,
-    NoteOutput,
-    UnmaskArgument,
-)
+from ..ops.layer import DropBlock
+from .hook import Hook
+from .place import InjectedDropBlock, Injection, Place
 from .site import Site
 
 
 def splice(model: nn.Module, sites: Sequence[Site], block_size: BlockSize, options: dict[str, Any]) -> None:
     """Puts a DropBlock at every site; if anything goes wrong, takes all of them out again."""
-    together = tuple(site.name for site in sites)
+    injection = Injection(uuid.uuid4().hex[:8], tuple(site.name for site in sites))
     try:
         for site in sites:
-            _splice_one(model, site, together, block_size, options)
+            _splice_one(model, site, injection, block_size, options)
     except BaseException:
         unsplice(model)
         raise
 
 
 def _splice_one(
-    model: nn.Module, site: Site, together: tuple[str, ...], block_size: BlockSize, options: dict[str, Any]
+    model: nn.Module, site: Site, injection: Injection, block_size: BlockSize, options: dict[str, Any]
 ) -> None:
-    at = site.splice
-    owner, host = model.get_submodule(at.owner), model.get_submodule(at.host)
-    if at.unmasked or at.point in ("beside", "end"):
+    owner = model.get_submodule(site.splice.owner)
+    if len(site.splice.hooks) > 1:
         options = {**options, "inplace": False}  # the branch still needs the unmasked tensor
-    drop = InjectedDropBlock(site, together, block_size, (host,) if at.point == "slot" else (), **options)
+    drop = InjectedDropBlock(site, injection, block_size, **options)
     drop.train(owner.training)
-    if at.point == "slot":
-        owner._modules[at.attribute] = drop  # in its place: add_module would also do, but says less
-        return
-    owner.add_module(at.attribute, drop)
-    if at.point == "after":
-        after = MaskOutput(drop, at.key)
-        after.handle = host.register_forward_hook(after)
-    elif at.sight is not None:
-        end = CorrectEnd(drop, at.key)
-        end.handle = host.register_forward_hook(end)
-        seen_at = model.get_submodule(at.sight.module)
-        if at.sight.output:
-            note: NoteArgument = NoteOutput(drop, at.sight.key)
-            note.handle = seen_at.register_forward_hook(note)
-        else:
-            note = NoteArgument(drop, at.sight.key)
-            note.handle = seen_at.register_forward_pre_hook(note, with_kwargs=True)
-    else:
-        before = MaskArgument(drop, at.key) if at.point == "before" else MaskBesideArgument(drop, at.key)
-        before.handle = host.register_forward_pre_hook(before, with_kwargs=True)
-    for argument in at.unmasked:
-        unmask = UnmaskArgument(drop, argument)
-        reader = model.get_submodule(argument.module)
-        unmask.handle = reader.register_forward_pre_hook(unmask, with_kwargs=True)
+    owner.add_module(site.splice.attribute, drop)
+    place = Place(site, injection, owner)
+    for planned in site.splice.hooks:
+        planned.kind(place, *planned.arguments).register(planned.module, model.get_submodule(planned.module))
 
 
 def unsplice(model: nn.Module) -> int:
-    """Takes every injected DropBlock out; returns how many there were."""
-    count = len(injected(model))
-    for tables, key, _ in list(_hooks(model)):
-        for table in reversed(tables):  # the hook itself last: by it a removal after an interrupted one finds the rest
-            table.pop(key, None)
-    for owner in list(model.modules()):
+    """Takes out whatever stands at the sites of a model, and their hooks; returns how many sites there were."""
+    hooks = list(find_hooks(model))
+    places = {id(found.hook.place): found.hook.place for found in hooks}
+    count = len(places)
+    for place in places.values():
+        if place.owner is not None:
+            place.owner._modules.pop(place.site.splice.attribute, None)
+    for found in hooks:
+        for table in reversed(found.tables):  # the hook itself last: a removal after an interrupted one finds it
+            table.pop(found.key, None)
+    for owner in list(model.modules()):  # those whose hooks were lost
         for attribute, child in list(owner._modules.items()):
             if isinstance(child, InjectedDropBlock):
-                if child.replaced:
-                    owner._modules[attribute] = child.replaced[0]
-                else:
-                    del owner._modules[attribute]
+                del owner._modules[attribute]
+                count += 1
     return count
 
 
-class SiteInModel(NamedTuple):
-    """An injected DropBlock as found in a model, and whether it still takes part in the forward pass."""
+class FoundHook(NamedTuple):
+    """One of our hooks, as found in a model.
 
-    name: str
-    drop: InjectedDropBlock
-    live: bool
+    Attributes:
+        hook: the hook.
+        module: the module it is on.
+        tables: the tables of that module that know it, the one with the hook itself first.
+        key: its key in them.
+    """
 
-
-def injected(model: nn.Module) -> list[SiteInModel]:
-    """The injected DropBlocks of a model as it is now."""
-    drops = {id(hook.drop): hook.drop for _, _, hook in _hooks(model)}
-    hooks = Counter(id(hook.drop) for _, _, hook in _hooks(model))
-    found = []
-    for name, module in model.named_modules():
-        if isinstance(module, InjectedDropBlock):
-            at = module.site.splice
-            wanted = 0 if at.point == "slot" else 1 + len(at.unmasked) + (at.sight is not None)
-            found.append(SiteInModel(name, module, hooks[id(module)] == wanted))
-            drops.pop(id(module), None)
-    # What hooks still point to though it is no part of the model any more: no mode change reaches it.
-    return found + [SiteInModel(drop.site.name, drop, False) for drop in drops.values()]
+    hook: Hook
+    module: nn.Module
+    tables: tuple[dict, ...]
+    key: int
 
 
-def _hooks(model: nn.Module) -> Iterator[tuple[tuple[dict, ...], int, Hook]]:
-    """Our hooks: the tables of the module that know each, its key in them, and the hook."""
+def find_hooks(model: nn.Module) -> Iterator[FoundHook]:
+    """Our hooks on the modules of a model."""
     for module in model.modules():
         after = (module._forward_hooks, module._forward_hooks_with_kwargs)
         before = (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
         for tables in (after, before):
             for key, hook in tables[0].items():
                 if isinstance(hook, Hook):
-                    yield tables, key, hook
+                    yield FoundHook(hook, module, tables, key)
+
+
+def dropblocks(model: nn.Module) -> dict[str, DropBlock]:
+    """The DropBlocks that act in a model, by name: injected ones, and those of the model's own code.
+
+    The graph module that torch.fx makes of an injected model has the layers with their hooks, and not all of the
+    DropBlocks that the hooks look up. These follow last, under the names that they have in the model.
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, DropBlock)}
+    seen = set(map(id, found.values()))
+    for hook in find_hooks(model):
+        module = hook.hook.place.module
+        if isinstance(module, DropBlock) and id(module) not in seen:
+            seen.add(id(module))
+            found[hook.hook.place.site.name] = module
+    return found

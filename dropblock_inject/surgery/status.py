@@ -12,32 +12,35 @@ from torch import nn
 from ..errors import DeadSiteError
 from ..ops.gamma import expected_share
 from ..ops.layer import DropBlock
-from .hooks import InjectedDropBlock
+from .liveness import SiteInModel, gone, injected
 from .site import Where
-from .splice import injected
+from .splice import dropblocks
+from .table import text_table
 
 
 @dataclass(frozen=True)
 class SiteStatus:
-    """One injected DropBlock as it is now.
+    """One site of a model as it is now.
 
     Attributes:
-        name: its dotted name in the model.
+        name: dotted name of its DropBlock in the model.
         stage, where: as in the plan.
-        keep_prob: the value set now, in (0, 1].
-        effective_keep_prob: the share of the map that the next forward pass keeps, in expectation: 1 where nothing is
-            dropped (eval mode, paused, not live); without calibration more than `keep_prob`, where blocks overlap.
-        block_size: as asked for; a float is a share of the map.
+        layer: class of what stands there: ``"DropBlock"``, or what took its place; ``"nothing"`` if it was deleted.
+        keep_prob: the value set now, in (0, 1]; of another dropout layer 1 less its `p`; 1 of what drops nothing.
+        effective_keep_prob: the share of the map that the next forward pass keeps, in expectation. It is 1 where
+            nothing is dropped (eval mode, paused, not live). Without calibration it is more than `keep_prob`.
+        block_size: as asked for; a float is a share of the map. None if no DropBlock stands there.
         training: its mode flag: it drops nothing in eval mode.
-        live: whether the forward pass still goes through it.
+        live: whether the forward pass goes through it as planned.
     """
 
     name: str
     stage: int
     where: Where
+    layer: str
     keep_prob: float
     effective_keep_prob: float
-    block_size: int | float | tuple[int, ...]
+    block_size: int | float | tuple[int, ...] | None
     training: bool
     live: bool
 
@@ -46,42 +49,57 @@ class SiteStatus:
         return asdict(self)
 
 
-def dropblock_sites(model: nn.Module) -> list[SiteStatus]:
-    """A row per DropBlock that :func:`inject_dropblock` put into `model`; empty if there is none.
+class SiteTable(list[SiteStatus]):
+    """A list of :class:`SiteStatus`; its ``str()`` is a table."""
+
+    def __str__(self) -> str:
+        rows = [("stage", "site", "where", "layer", "block", "keep_prob", "keeps now", "state")]
+        for site in self:
+            state = ("on" if site.training else "off") if site.live else "dead"
+            block = "x".join(map(str, site.block_size)) if isinstance(site.block_size, tuple) else site.block_size
+            numbers = f"{site.keep_prob:.4g}", f"{site.effective_keep_prob:.4g}", state
+            rows.append((str(site.stage), site.name, site.where, site.layer, str(block or ""), *numbers))
+        return "\n".join(text_table(rows, right={0, 4, 5, 6})) if self else "no injected DropBlocks"
+
+
+def dropblock_sites(model: nn.Module) -> SiteTable:
+    """A row per site that :func:`inject_dropblock` made in `model`; empty if there is none. ``print()`` shows a table.
 
     >>> from torchvision.models import resnet18
     >>> from dropblock_inject import inject_dropblock
-    >>> model = resnet18()
+    >>> model = resnet18().train()
     >>> _ = inject_dropblock(model, stages=4, where="skip", keep_prob=0.8)
-    >>> [(site.name, site.keep_prob, site.training, site.live) for site in dropblock_sites(model.train())]
-    [('layer4.0.downsample.0.drop_skip', 0.8, True, True), ('layer4.1.drop_skip', 0.8, True, True)]
+    >>> print(dropblock_sites(model))
+    stage  site                where  layer      block  keep_prob  keeps now  state
+    -----  ------------------  -----  ---------  -----  ---------  ---------  -----
+        4  layer4.0.drop_skip  skip   DropBlock      7        0.8        0.8  on
+        4  layer4.1.drop_skip  skip   DropBlock      7        0.8        0.8  on
     """
-    return [
-        SiteStatus(
-            name,
-            drop.site.stage,
-            drop.site.where,
-            drop.keep_prob,
-            _effective_keep_prob(drop) if live else 1.0,
-            drop.block_size if isinstance(drop.block_size, int | float) else tuple(drop.block_size),
-            drop.training and drop.enabled,
-            live,
-        )
-        for name, drop, live in injected(model)
-    ]
+    return SiteTable(_status(row) for row in injected(model))
 
 
-def _effective_keep_prob(drop: InjectedDropBlock) -> float:
-    if not drop.drops:
-        return 1.0
-    return expected_share(drop.keep_prob, drop.site.map_size, drop.site.block_size, drop.calibrated)
+def _status(row: SiteInModel) -> SiteStatus:
+    layer, site = row.layer, row.site
+    kind = "nothing" if layer is None else "DropBlock" if isinstance(layer, DropBlock) else type(layer).__name__
+    training, live = layer is not None and layer.training, row.problem is None
+    if not isinstance(layer, DropBlock):
+        keep_prob = 1 - next((getattr(layer, name) for name in ("p", "drop_prob") if hasattr(layer, name)), 0.0)
+        now = keep_prob if training and live else 1.0
+        return SiteStatus(row.name, site.stage, site.where, kind, keep_prob, now, None, training, live)
+    training = training and layer.enabled
+    now = 1.0
+    if training and live and layer.keep_prob < 1:
+        now = expected_share(layer.keep_prob, site.map_size, site.block_size, layer.calibrated)
+    block_size = layer.block_size if isinstance(layer.block_size, int | float) else tuple(layer.block_size)
+    return SiteStatus(row.name, site.stage, site.where, kind, layer.keep_prob, now, block_size, training, live)
 
 
 def check_dropblock(model: nn.Module) -> None:
-    """Raises if an injected DropBlock no longer takes part in the forward pass.
+    """Raises if the forward pass does not go through every injected site as planned.
 
-    That happens when a module it hangs on was replaced: ``SyncBatchNorm.convert_sync_batchnorm`` and module fusion do
-    that, and the DropBlock would go on being listed while it does nothing.
+    That happens when a module with a hook was replaced, wrapped or fused, or is used in a second place:
+    ``SyncBatchNorm.convert_sync_batchnorm``, fusion, quantization and adapters do that. A DropBlock that you replaced
+    or deleted yourself is not reported: the module that stands at its site acts.
 
     Raises:
         DeadSiteError: names the sites and the mend.
@@ -94,20 +112,21 @@ def check_dropblock(model: nn.Module) -> None:
     >>> check_dropblock(model)
     >>> check_dropblock(SyncBatchNorm.convert_sync_batchnorm(model))
     Traceback (most recent call last):
-    dropblock_inject.errors.DeadSiteError: 8 of 12 injected DropBlocks no longer take part in the forward pass:
+    dropblock_inject.errors.DeadSiteError: 8 of 12 injected DropBlocks do not act as planned in the forward pass:
     ...
     """
-    found = injected(model)
-    lost = [f"{name}, after {drop.site.host}" for name, drop, live in found if not live]
-    there = {drop.site.name for _, drop, _ in found}
-    total = {name for _, drop, _ in found for name in drop.together}
-    lost += [f"{name}, which is gone" for name in sorted(total - there)]
-    if lost:
-        lines = "\n".join(f"  {line}" for line in lost)
+    sites = injected(model)
+    faults = [f"{row.name}, {row.problem}" for row in sites if row.problem]
+    missing = gone(sites)
+    faults += [f"{name}, which is gone" for name in missing]
+    if faults:
+        lines = "\n".join(f"  {line}" for line in faults)
         raise DeadSiteError(
-            f"{len(lost)} of {len(total)} injected DropBlocks no longer take part in the forward pass:\n{lines}\n"
-            "A module that held them was replaced after the injection (conversion to SyncBatchNorm, fusion, a new "
-            "stage?). Call remove_dropblock(model), then inject_dropblock(model, ...) again, after that change"
+            f"{len(faults)} of {len(sites) + len(missing)} injected DropBlocks do not act as planned in the forward "
+            f"pass:\n{lines}\n"
+            "A module was replaced, wrapped, fused or shared after the injection (SyncBatchNorm, adapters, "
+            "quantization, a new stage?). Call remove_dropblock(model), then inject_dropblock(model, ...) again, after "
+            "that change"
         )
 
 
@@ -115,8 +134,8 @@ def check_dropblock(model: nn.Module) -> None:
 def dropblock_disabled(model: nn.Module) -> Iterator[None]:
     """Within this context no DropBlock of `model` drops anything; afterwards each is as it was before.
 
-    For what must see the plain network in training mode: ``update_bn`` of stochastic weight averaging, gradient
-    checks, range tests.
+    It is for code that must see the plain network in training mode: ``update_bn`` of stochastic weight averaging,
+    gradient checks, range tests.
 
     >>> from torchvision.models import resnet18
     >>> from dropblock_inject import inject_dropblock
@@ -128,7 +147,7 @@ def dropblock_disabled(model: nn.Module) -> Iterator[None]:
     >>> all(site.training for site in dropblock_sites(model))
     True
     """
-    layers = [module for module in model.modules() if isinstance(module, DropBlock)]
+    layers = list(dropblocks(model).values())
     before = [layer.enabled for layer in layers]
     try:
         for layer in layers:

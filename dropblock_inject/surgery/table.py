@@ -18,7 +18,7 @@ class TraceSummary:
 
     Attributes:
         image_size: spatial size of the image, in pixels.
-        without_skip: blocks that have a shortcut which no module gives a hold on.
+        without_skip: blocks with a shortcut that no hook can mask.
         error: what ended the pass early, if anything did.
     """
 
@@ -45,7 +45,7 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary) -> str:
                 stage,
                 site.name,
                 site.where,
-                site.host,
+                _behind(site),
                 str(site.channels),
                 _size(site.map_size),
                 _size(site.block_size) + covers,
@@ -56,15 +56,29 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary) -> str:
     lines += ["", headings, rule]
     for number, (row, line) in enumerate(zip(rows[1:], body, strict=True)):
         lines += ["", line] if number and row[0] else [line]
-    if any(site.block_size == site.map_size for site in sites):
-        lines += ["", "* as large as the map: whole channels are dropped, as by Dropout2d"]
+    whole_maps = sum(site.block_size == site.map_size for site in sites)
+    if whole_maps:
+        lines += [
+            "",
+            f"* {whole_maps} of {len(sites)} sites drop whole channels, as Dropout2d does, because the block is as "
+            "large as the map",
+            "  (block_size=0.5 makes it half of each map)",
+        ]
+    on_layers = [site.name for site in sites if site.splice.owner == site.splice.convolution]
+    if on_layers:
+        lines += ["", f"Registered on a convolution, which is then no leaf module: {', '.join(on_layers)}"]
     if trace.without_skip:
-        lines += ["", f"No module gives a hold on the shortcut of {', '.join(trace.without_skip)}: no skip site there"]
+        blocks = ", ".join(dict.fromkeys(trace.without_skip))
+        lines += ["", f"The shortcut of {blocks} cannot be masked alone: no skip site there"]
     if trace.error is not None:
         problem = shorten(
             f"{type(trace.error).__name__}: {trace.error}".splitlines()[0].rstrip("."), 120, placeholder=" …"
         )
-        lines += ["", f"The pass without data ended early, what comes after is not listed: {problem}"]
+        lines += [
+            "",
+            "The pass without data ended early, as it does in detectors, whose code looks at values. Sites behind that "
+            f"point are not listed: {problem}",
+        ]
     return "\n".join(lines)
 
 
@@ -82,6 +96,11 @@ def text_table(rows: Sequence[Sequence[str]], right: Container[int]) -> list[str
         return "  ".join(text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in columns).rstrip()
 
     return [line(rows[0]), line("-" * width for width in widths), *map(line, rows[1:])]
+
+
+def _behind(site: Site) -> str:
+    """The layers that a site stands behind, by their names in the block; or the module."""
+    return " ".join(name.removeprefix(f"{site.block}.") for name in site.layers) or site.host
 
 
 def _size(size: tuple[int, ...]) -> str:

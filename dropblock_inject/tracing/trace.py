@@ -46,6 +46,7 @@ class Op:
         inputs: the tensors it reads, weights left out.
         call: the innermost module call it happens in.
         view: whether its output shares memory with an input.
+        in_place: whether it overwrites an input.
         arguments: its positional arguments, with values in the place of the tensors that depend on the input.
     """
 
@@ -55,6 +56,7 @@ class Op:
     outputs: list[Value]
     call: Call
     view: bool
+    in_place: bool
     arguments: tuple[Any, ...] = field(repr=False)
 
     @property
@@ -215,7 +217,9 @@ class _Recorder(TorchDispatchMode):
         if inputs and self._stack:
             arguments = tuple((self._value(a) or a) if isinstance(a, Tensor) else a for a in args)
             kind = func._schema.name.partition("::")[2].rstrip("_")
-            op = Op(len(self.ops), kind, tuple(inputs), [], self._stack[-1], _aliases(func), arguments)
+            op = Op(
+                len(self.ops), kind, tuple(inputs), [], self._stack[-1], _aliases(func), bool(_written(func)), arguments
+            )
             self.ops.append(op)
             for value in inputs:
                 value.readers.append(op)
@@ -241,7 +245,9 @@ class _Recorder(TorchDispatchMode):
         for other in self._by_storage[tensor.untyped_storage()._cdata]:
             if other is not tensor:
                 # An operation that the model did not ask for, so that it does not count among the readers.
-                through = Op(len(self.ops), SHARED_WRITE, (self._tensors[id(other)][1], written), [], op.call, True, ())
+                through = Op(
+                    len(self.ops), SHARED_WRITE, (self._tensors[id(other)][1], written), [], op.call, True, False, ()
+                )
                 self.ops.append(through)
                 through.outputs.append(self._new_value(other, through))
 

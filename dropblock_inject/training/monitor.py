@@ -1,4 +1,4 @@
-"""Watching the first training steps: does every DropBlock really drop something?"""
+"""A look at the first training steps: does every DropBlock drop something?"""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from torch import Tensor, nn
 from ..errors import DeadSiteError
 from ..ops.gamma import block_size_in_force
 from ..ops.layer import DropBlock
+from ..surgery.splice import dropblocks
 
 logger = logging.getLogger(__name__)
 
-_BLOCKS = 40  # so many must be due before none at all is no accident: that has the probability exp(-40)
+_MIN_EXPECTED_BLOCKS = 40  # none at all is no accident where so many are expected: its probability is exp(-40)
 
 
-class Watch:
+class DropMonitor:
     """Looks at what goes in and out of every DropBlock of a model, until each has dropped something."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._steps = 0
-        self._observers: dict[str, Observer] = {}
-        for name, module in model.named_modules():
-            if isinstance(module, DropBlock):
-                module.monitor = self._observers[name] = Observer(module)
+        self._monitors: dict[str, SiteMonitor] = {}
+        for name, layer in dropblocks(model).items():
+            layer.monitor = self._monitors[name] = SiteMonitor(layer)
 
     def done(self) -> bool:
-        """To be called after each training step: whether all have dropped something, and the watch is over.
+        """Looks back after a training step; True if all have dropped something and no more steps need to be looked at.
 
         Raises:
             DeadSiteError: in the first step a DropBlock did not run, or not in training mode; or it dropped nothing
                 although a good many blocks were due.
         """
         self._steps += 1
-        here = {id(module) for module in self.model.modules()}
-        watched = {name: observer for name, observer in self._observers.items() if id(observer.layer) in here}
-        silent = {name: reason for name, observer in watched.items() if (reason := observer.fault())}
+        here = set(map(id, dropblocks(self.model).values()))
+        watched = {name: monitor for name, monitor in self._monitors.items() if id(monitor.layer) in here}
+        silent = {name: reason for name, monitor in watched.items() if (reason := monitor.fault())}
         if silent:
             self.stop()
             lines = "\n".join(f"  {name}: {reason}" for name, reason in silent.items())
@@ -48,21 +48,21 @@ class Watch:
                 f"step(s):\n{lines}\n"
                 "Leave these sites out (exclude=) or mend the reason; with verify=False nobody looks"
             )
-        if not all(observer.settled for observer in watched.values()):
+        if not all(monitor.settled for monitor in watched.values()):
             return False
         self.stop()
         logger.info("all %d DropBlocks took part in the training by step %d", len(watched), self._steps)
         return True
 
     def stop(self) -> None:
-        """Takes the observers off."""
-        for observer in self._observers.values():
-            if observer.layer.monitor is observer:
-                observer.layer.monitor = None
+        """Takes the monitors off."""
+        for monitor in self._monitors.values():
+            if monitor.layer.monitor is monitor:
+                monitor.layer.monitor = None
 
 
-class Observer:
-    """What one DropBlock did so far."""
+class SiteMonitor:
+    """The record of what one DropBlock did."""
 
     def __init__(self, layer: DropBlock) -> None:
         self.layer = layer
@@ -105,6 +105,6 @@ class Observer:
             return "ran in eval mode or paused only, while the model was trained"
         if not self.ran:
             return "did not run"
-        if not self.settled and self.blocks_due > _BLOCKS:
+        if not self.settled and self.blocks_due > _MIN_EXPECTED_BLOCKS:
             return f"dropped nothing where some {self.blocks_due:.0f} blocks were due"
         return None

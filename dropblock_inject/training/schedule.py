@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,20 +12,22 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import DropBlockTypeError, DropBlockValueError, ScheduleError
+from ..errors import DropBlockTypeError, DropBlockValueError, DropBlockWarning, ScheduleError
 from ..ops.layer import DropBlock
+from ..surgery.splice import dropblocks
 from ..surgery.status import check_dropblock
-from .monitor import Watch
+from .monitor import DropMonitor
+from .step_check import StepCheck
 
 logger = logging.getLogger(__name__)
 
-_STAIRS = 4  # the "step" mode goes down in so many stairs of equal height
+_STEPS = 4  # the "step" mode goes down in so many steps of equal height
 
 _MODES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: progress,
     "cosine": lambda progress: (1 - math.cos(math.pi * progress)) / 2,
     "constant": lambda progress: 1.0,
-    "step": lambda progress: min(math.floor(progress * (_STAIRS + 1)), _STAIRS) / _STAIRS,
+    "step": lambda progress: min(math.floor(progress * (_STEPS + 1)), _STEPS) / _STEPS,
 }
 
 
@@ -33,6 +36,10 @@ class KeepProbSchedule:
 
     The paper (section 3, "Scheduled DropBlock") found a fixed keep_prob to work less well than one that falls
     linearly from 1 to its target over the training.
+
+    The first few updates of the model are looked at. A schedule that is not stepped, or stepped more than once per
+    update, gives a :class:`dropblock_inject.errors.DropBlockWarning` that says how to mend it; so do several backward
+    passes per update, where `total_steps` may count batches by mistake.
 
     Args:
         model: the model, injected (or with DropBlock layers of its own).
@@ -101,11 +108,12 @@ class KeepProbSchedule:
         self.mode = mode
         self.warmup_steps = warmup_steps
         self._checked = False
-        self._attached: tuple[RemovableHandle, torch.optim.Optimizer] | None = None
+        self._handle: RemovableHandle | None = None
         for step in (warmup_steps, (warmup_steps + total_steps) // 2, total_steps):
-            self._way_at(step)  # a callable that does not fit is found now, not in the middle of the training
+            self._fraction_at(step)  # a callable that does not fit is found now, not in the middle of the training
         self._go_to(last_step + 1)
-        self._watch = Watch(model) if verify else None
+        self._monitor = DropMonitor(model) if verify else None
+        self._step_check = StepCheck(model, total_steps)
 
     def step(self, step: int | None = None) -> None:
         """Goes on to the next step, or to the given one, and sets every DropBlock's keep_prob.
@@ -120,8 +128,9 @@ class KeepProbSchedule:
         if not self._checked:
             check_dropblock(self.model)
             self._checked = True
-        if self._watch is not None and self._watch.done():
-            self._watch = None
+        if self._monitor is not None and self._monitor.done():
+            self._monitor = None
+        self._step_check.steps += 1
         self._go_to(self.last_step + 1 if step is None else step)
 
     def value_at(self, step: int, end: float | None = None) -> float:
@@ -134,8 +143,8 @@ class KeepProbSchedule:
         """
         if end is None:
             end = min(layer.target_keep_prob for layer in self._layers()) if self.end is None else self.end
-        way = self._way_at(step)
-        return (1 - way) * self.start + way * end
+        fraction = self._fraction_at(step)
+        return (1 - fraction) * self.start + fraction * end
 
     def get_last_keep_prob(self) -> list[float]:
         """The keep_prob in force now, one per DropBlock in the order of the model's modules."""
@@ -144,16 +153,16 @@ class KeepProbSchedule:
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Steps the schedule after each step of `optimizer`, until the returned handle's ``remove()`` is called.
 
-        Steps that a gradient scaler skips do not count, nor forward passes of gradient accumulation. (With a fused
-        optimizer the scaler leaves the skipping to the device; to know of it costs a synchronisation per step.) A copy
-        of the optimizer does not carry the hook: attach to the optimizer that steps. Where several step, attach to one
-        of them. Of a wrapper that hands its steps on (Accelerate's, Lightning's, a lookahead) it is the optimizer
-        inside whose steps count.
+        Steps that a gradient scaler skips do not count, nor do the passes of gradient accumulation. (With a fused
+        optimizer the scaler leaves the skipping to the device; to know of it costs a synchronisation per step.) Where
+        an optimizer holds another one and steps it (SAM, a lookahead, Accelerate's wrapper), the steps of the inner one
+        count. Where several optimizers step, attach to one of them. A schedule is attached to one optimizer at a time:
+        attaching again takes it off the one before. A copy of an optimizer does not carry the hook.
 
         Raises:
             DeadSiteError: an injected DropBlock takes no part in the forward pass.
             DropBlockTypeError: `optimizer` is not a torch optimizer, or runs no hooks.
-            ScheduleError: the schedule is attached already.
+            ScheduleError: the model has no DropBlock.
         """
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise DropBlockTypeError(
@@ -162,23 +171,38 @@ class KeepProbSchedule:
             )
         check_dropblock(self.model)
         self._layers()  # raises if there is none
-        if self._attached is not None:
-            handle, attached_to = self._attached
-            hooks = handle.hooks_dict_ref()
-            if hooks is not None and handle.id in hooks:
-                raise ScheduleError(
-                    f"the schedule is attached to a {type(attached_to).__name__} already and would step twice per "
-                    "update; remove() that handle first"
-                )
-        inner = _with_hooks(optimizer)
-        handle = inner.register_step_post_hook(self._after_step)
-        self._attached = handle, inner
-        return handle
+        inner = _innermost(optimizer)
+        own = set(map(id, self.model.parameters()))
+        stepped = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
+        if own and stepped and own.isdisjoint(stepped):
+            warnings.warn(
+                f"the {type(inner).__name__} has no parameter of this schedule's model: attach to the optimizer that "
+                "trains it",
+                DropBlockWarning,
+                stacklevel=2,
+            )
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = inner.register_step_post_hook(self._after_step)
+        return self._handle
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         skipped = getattr(optimizer, "found_inf", None)  # set by a gradient scaler around the step of a fused optimizer
-        if skipped is None or not bool(skipped):
+        if skipped is not None and bool(skipped):
+            return
+        if torch._C._current_graph_task_id() == -1:
             self.step()
+        else:  # within a backward pass, which may still recompute parts of the forward pass with the present keep_prob
+            torch.autograd.Variable._execution_engine.queue_callback(self.step)
+
+    def __repr__(self) -> str:
+        mode = self.mode if isinstance(self.mode, str) else getattr(self.mode, "__qualname__", "callable")
+        now = sorted(set(self.get_last_keep_prob()))
+        values = f"{now[0]:.4g}" if len(now) == 1 else f"{now[0]:.4g} to {now[-1]:.4g}"
+        return (
+            f"<KeepProbSchedule at step {self.last_step} of {self.total_steps}, {mode}: keep_prob {values} at "
+            f"{len(self._layers())} DropBlocks in {type(self.model).__name__}>"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain scalars, readable with ``torch.load(..., weights_only=True)``."""
@@ -224,19 +248,19 @@ class KeepProbSchedule:
                 self.value_at(self.last_step),
             )
 
-    def _way_at(self, step: int) -> float:
-        """Share of the way from start to end that is behind at `step`."""
+    def _fraction_at(self, step: int) -> float:
+        """The fraction of the way from start to end at a step, in [0, 1]."""
         if step < self.warmup_steps:
             return 0.0
         progress = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
         if isinstance(self.mode, str):
             return _MODES[self.mode](progress)
-        way = self.mode(progress)
-        if not (isinstance(way, int | float) and 0 <= way <= 1):
+        fraction = self.mode(progress)
+        if not (isinstance(fraction, int | float) and 0 <= fraction <= 1):
             raise DropBlockValueError(
-                f"mode({progress:g}) returned {way!r}; it must be the share of the way from start to end, in [0, 1]"
+                f"mode({progress:g}) returned {fraction!r}; it must be a fraction of the way to the end, in [0, 1]"
             )
-        return float(way)
+        return float(fraction)
 
     def _go_to(self, step: int) -> None:
         layers = self._layers()
@@ -248,7 +272,7 @@ class KeepProbSchedule:
 
     def _layers(self) -> list[DropBlock]:
         # Looked up each time, so that a model injected anew is driven too.
-        layers = [module for module in self.model.modules() if isinstance(module, DropBlock)]
+        layers = list(dropblocks(self.model).values())
         if not layers:
             raise ScheduleError(
                 "the model has no DropBlock to schedule; call inject_dropblock(model, ...) first, and remove() the "
@@ -257,17 +281,20 @@ class KeepProbSchedule:
         return layers
 
 
-def _with_hooks(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer itself, or the one in it that it steps: wrappers run no hooks of their own."""
+def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that makes the updates: the one itself, or the one that it holds."""
+    seen: list[Any] = []
     inner: Any = optimizer
-    while not getattr(type(inner).step, "hooked", False):  # what torch's constructor makes of a class's step
+    while inner not in seen:
+        seen.append(inner)
         held = {id(value): value for value in vars(inner).values() if isinstance(value, torch.optim.Optimizer)}
-        if len(held) != 1:
-            raise DropBlockTypeError(
-                f"{type(optimizer).__name__} runs no hooks after its steps, and what it steps cannot be told; attach "
-                "to the optimizer inside it, or call schedule.step() after each update"
-            )
-        (inner,) = held.values()
+        if len(held) == 1:
+            (inner,) = held.values()
+    if not getattr(type(inner).step, "hooked", False):  # set by the constructor of torch's optimizers
+        raise DropBlockTypeError(
+            f"{type(optimizer).__name__} runs no hooks after its steps, and which optimizer it steps is not clear; "
+            "attach to the optimizer inside it, or call schedule.step() after each update"
+        )
     return inner
 
 

@@ -1,0 +1,116 @@
+"""Place: where a site is in a model. Whatever module is registered there is what acts there."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..ops.functional import BlockSize
+from ..ops.layer import DropBlock
+from .site import Site
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What the sites of one injection have in common.
+
+    Attributes:
+        key: random text that tells it from other injections.
+        sites: names of all its sites, by which a missing one is noticed.
+    """
+
+    key: str
+    sites: tuple[str, ...]
+
+
+class InjectedDropBlock(DropBlock):
+    """A DropBlock that :func:`inject_dropblock` put into a model; `site` is the plan's record of where it is."""
+
+    def __init__(self, site: Site, injection: Injection, block_size: BlockSize, **options: Any) -> None:
+        super().__init__(site.keep_prob, block_size, channel_dim=site.channel_dim, **options)
+        self.site = site
+        self.injection = injection
+
+    def _get_name(self) -> str:
+        return "DropBlock"
+
+
+class Place:
+    """The place of a site in a model. The hooks of the site share it, and look up what is registered there.
+
+    Attributes:
+        site: the plan's record.
+        injection: the injection it is part of.
+        owner: the module that the DropBlock is registered on. It is None in the copy of a layer that was copied
+            without its block: nothing is dropped there.
+        key: text that tells this site from all others.
+    """
+
+    def __init__(self, site: Site, injection: Injection, owner: nn.Module) -> None:
+        self.site = site
+        self.injection = injection
+        self.owner: nn.Module | None = owner
+        self.key = f"{site.name} {injection.key}"
+        inside = f"{site.splice.owner}.".lstrip(".")
+        convolution = site.splice.convolution or ""
+        self._convolution = tuple(convolution.removeprefix(inside).split(".")) if convolution.startswith(inside) else ()
+        self._has_warned = False
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that stands there now: the DropBlock, what took its place, or None if it was deleted."""
+        return None if self.owner is None else self.owner._modules.get(self.site.splice.attribute)
+
+    @property
+    def drops(self) -> bool:
+        """Whether the module there would drop something in the next forward pass."""
+        module = self.module
+        if module is None or not self._mode(module):
+            return False
+        if isinstance(module, DropBlock):
+            return module.enabled and module.keep_prob < 1
+        return any(getattr(module, attribute, 0) > 0 for attribute in ("p", "drop_prob"))
+
+    def apply(self, tensor: Tensor, host: nn.Module) -> Tensor:
+        """A tensor after the module that stands there; the tensor itself if there is none."""
+        module = self.module
+        if module is None:
+            if self.owner is None and host.training and not self._has_warned:
+                self._has_warned = True
+                warnings.warn(
+                    f"this {type(host).__name__} was copied without its block, which has the DropBlock "
+                    f"{self.site.name}: nothing is dropped here. Copy the whole model, or call "
+                    "remove_dropblock(copy) to silence this",
+                    stacklevel=2,
+                )
+            return tensor
+        mode = self._mode(module)
+        if module.training == mode:
+            return module(tensor)
+        module.train(mode)
+        try:
+            return module(tensor)
+        finally:
+            module.train(not mode)
+
+    def _mode(self, module: nn.Module) -> bool:
+        """The training mode in force.
+
+        It is the module's own. A torch.fx graph holds the convolution and neither its block nor the DropBlock, so that
+        ``graph.eval()`` reaches the convolution alone: where its mode is not that of the block it counts.
+        """
+        convolution: Any = self.owner
+        for name in self._convolution:
+            convolution = getattr(convolution, name, None)
+        if self.owner is None or convolution is None or convolution.training == self.owner.training:
+            return module.training
+        return convolution.training
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Place:
+        copied = Place.__new__(Place)
+        copied.__dict__.update(self.__dict__)
+        copied.owner = memo.get(id(self.owner))
+        return copied
