@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,10 @@ class InjectedDropBlock(DropBlock):
         return "DropBlock"
 
 
+# The modules that stand at places in a torch.fx graph module which is running, by thread and key of the place.
+_in_graph: dict[tuple[int, str], nn.Module] = {}
+
+
 class Place:
     """The place of a site in a model. The hooks of the site share it, and look up what is registered there.
 
@@ -67,8 +72,9 @@ class Place:
     @property
     def drops(self) -> bool:
         """Whether the module there would drop something in the next forward pass."""
-        module = self.module
-        if module is None or not self._mode(module):
+        in_graph = _in_graph.get((threading.get_ident(), self.key)) if _in_graph else None
+        module = in_graph or self.module
+        if module is None or not (module.training if in_graph else self._mode(module)):
             return False
         if isinstance(module, DropBlock):
             return module.enabled and module.keep_prob < 1
@@ -76,6 +82,8 @@ class Place:
 
     def apply(self, tensor: Tensor, host: nn.Module) -> Tensor:
         """A tensor after the module that stands there; the tensor itself if there is none."""
+        if _in_graph and (in_graph := _in_graph.pop((threading.get_ident(), self.key), None)) is not None:
+            return in_graph(tensor)
         module = self.module
         if module is None:
             if self.owner is None and host.training and not self._has_warned:

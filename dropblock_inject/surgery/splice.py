@@ -15,7 +15,9 @@ from torch import nn
 
 from ..ops.functional import BlockSize
 from ..ops.layer import DropBlock
+from .graph_hook import ShowInGraph
 from .hook import Hook
+from .mask_hooks import MaskArgument, MaskOutput
 from .place import InjectedDropBlock, Injection, Place
 from .site import Site
 
@@ -35,7 +37,7 @@ def _splice_one(
     model: nn.Module, site: Site, injection: Injection, block_size: BlockSize, options: dict[str, Any]
 ) -> None:
     owner = model.get_submodule(site.splice.owner)
-    if len(site.splice.hooks) > 1:
+    if [hook.kind for hook in site.splice.hooks] not in ([MaskOutput], [MaskArgument]):
         options = {**options, "inplace": False}  # the branch still needs the unmasked tensor
     drop = InjectedDropBlock(site, injection, block_size, **options)
     drop.train(owner.training)
@@ -43,6 +45,9 @@ def _splice_one(
     place = Place(site, injection, owner)
     for planned in site.splice.hooks:
         planned.kind(place, *planned.arguments).register(planned.module, model.get_submodule(planned.module))
+    host = site.splice.hooks[0].module
+    if host != site.splice.owner:
+        ShowInGraph(place, model.get_submodule(host)).register(site.splice.owner, owner)
 
 
 def unsplice(model: nn.Module) -> int:

@@ -6,6 +6,8 @@ re-entry, recomputation and torch.fx graphs need no special care.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -47,11 +49,13 @@ class UnmaskArgument(ArgumentHook):
 
 def marked(masked: Tensor, unmasked: Tensor, place: Place) -> Tensor:
     """The masked tensor, with the unmasked one as an attribute."""
-    result: Tensor = recorded(_mark, masked, unmasked, place.key)
-    return _mark(result, unmasked, place.key)  # of a torch.fx trace the Proxy too
+    result: Any = recorded(_mark, masked, unmasked, place.key)
+    if isinstance(result, torch.fx.Proxy):  # for modules that are traced into
+        _mark(result, unmasked, place.key)
+    return result
 
 
-def _mark(masked: Tensor, unmasked: Tensor, key: str) -> Tensor:
+def _mark(masked: Any, unmasked: Tensor, key: str) -> Any:
     if masked is not unmasked:
         setattr(masked, _UNMASKED, (key, unmasked))
     return masked

@@ -130,7 +130,7 @@ class KeepProbSchedule:
             self._checked = True
         if self._monitor is not None and self._monitor.done():
             self._monitor = None
-        self._step_check.steps += 1
+        self._step_check.count_step()
         self._go_to(self.last_step + 1 if step is None else step)
 
     def value_at(self, step: int, end: float | None = None) -> float:
@@ -258,7 +258,8 @@ class KeepProbSchedule:
         fraction = self.mode(progress)
         if not (isinstance(fraction, int | float) and 0 <= fraction <= 1):
             raise DropBlockValueError(
-                f"mode({progress:g}) returned {fraction!r}; it must be a fraction of the way to the end, in [0, 1]"
+                f"mode({progress:g}) returned {fraction!r}; "
+                "it must be the share of the way from start to end, in [0, 1]"
             )
         return float(fraction)
 
