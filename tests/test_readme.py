@@ -13,7 +13,7 @@ import timm
 import torch
 
 from dropblock_inject import KeepProbSchedule, dropblock_sites, inject_dropblock, plan_dropblock
-from dropblock_inject.command.main import _parser
+from dropblock_inject.command.arguments import parser
 
 ROOT = Path(__file__).parents[1]
 from regularizers import PARTS  # noqa: E402
@@ -70,7 +70,7 @@ def test_the_commands_are_understood() -> None:
     lines = [line.split(" #")[0] for _, text in BLOCKS for line in text.splitlines() if line.startswith("dropblock-")]
     assert len(lines) >= 5
     for line in lines:
-        _parser().parse_args(shlex.split(line)[1:])
+        parser().parse_args(shlex.split(line)[1:])
 
 
 @pytest.mark.parametrize("page", ["README.md", "dropblock_inject/README.md", "examples/peers.md"])
