@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from everything import everything, hook_of_the_user
+from everything import everything, users_hook
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -227,8 +227,8 @@ class Machine(RuleBasedStateMachine):
         modules = [name for name, _ in self.twin.named_modules()]
         for one in self.both:
             module = one.get_submodule(modules[place % len(modules)])
-            module.register_forward_hook(hook_of_the_user)
-            module.register_forward_pre_hook(hook_of_the_user)
+            module.register_forward_hook(users_hook)
+            module.register_forward_pre_hook(users_hook)
 
     # --- what always holds ---
 
