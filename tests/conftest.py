@@ -1,6 +1,8 @@
-"""Shared by all tests: one thread, so that parallel workers do not fight, and a seed of its own for each test."""
+"""Shared by all tests: one thread per worker, a seed of its own for each test, and the list of the slow tests."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +13,44 @@ if not torch.cuda.is_available():
 
 torch.set_num_threads(1)
 
-# What hypothesis makes up: always the same few cases; many others with --hypothesis-profile thorough.
+# Hypothesis draws the same few examples each time; --hypothesis-profile thorough draws many others.
 settings.register_profile(
     "few", max_examples=60, stateful_step_count=12, deadline=None, database=None, derandomize=True
 )
 settings.register_profile("thorough", max_examples=2000, stateful_step_count=20, deadline=None, database=None)
 settings.load_profile("few")
+
+# Regular expressions for the beginning of a test's name. `pytest` leaves these tests out, `pytest -m slow` runs them.
+# Each repeats, on more networks or settings, what a test of the default run shows.
+SLOW = (
+
+
+ROOT = Path(__file__).parents[1]
+UNMATCHED = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m and -k leave tests out
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    unmatched = set(SLOW)
+    for item in items:
+        matching = {expression for expression in SLOW if re.match(expression, item.nodeid)}
+        unmatched -= matching
+        if matching and "exhaustive" not in item.keywords:
+            item.add_marker("slow")
+    files = {item.nodeid.partition("::")[0] for item in items}
+    whole = not any("::" in argument for argument in config.args) and not config.getoption("lf")
+    config.stash[UNMATCHED] = [
+        expression
+        for expression in sorted(unmatched)
+        if not (file := ROOT / expression.partition("::")[0].replace("\\", "")).is_file()
+        or (whole and str(file.relative_to(ROOT)) in files)
+    ]
+
+
+@pytest.fixture
+def unmatched(pytestconfig: pytest.Config) -> list[str]:
+    """The expressions in SLOW without a file, or without a test in a file that was collected as a whole."""
+    return pytestconfig.stash[UNMATCHED]
 
 
 @pytest.fixture(autouse=True)
