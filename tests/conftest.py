@@ -22,8 +22,7 @@ settings.load_profile("few")
 
 # Regular expressions for the beginning of a test's name. `pytest` leaves these tests out, `pytest -m slow` runs them.
 # Each repeats, on more networks or settings, what a test of the default run shows.
-SLOW = (
-
+SLOW = (r"tests/surgery/test_invariants\.py::.*\[(timm|torchvision):(?!resnet18\]|test_convnext\])",)
 
 ROOT = Path(__file__).parents[1]
 UNMATCHED = pytest.StashKey[list[str]]()
