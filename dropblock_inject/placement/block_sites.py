@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ..anatomy.blocks import Block
-from ..anatomy.conv_norm_act import Unit
+from ..anatomy.conv_norm_act import ConvNormAct
 from ..anatomy.feature_maps import FeatureMap, Geometry
 from ..anatomy.residual_adds import Residual, original
 from ..surgery.site import Splice, Where
@@ -52,7 +52,7 @@ class Placement:
 
     # Each of these yields one spot, or none where there is nothing to mask.
 
-    def _after_unit(self, block: Block, unit: Unit) -> Iterator[Spot]:
+    def _after_unit(self, block: Block, unit: ConvNormAct) -> Iterator[Spot]:
         tail = unit.tail(block.scope)
         if unit.is_gate(block.scope):
             return
@@ -103,7 +103,7 @@ class Placement:
         block: Block,
         where: Where,
         reached: Reached,
-        near: Sequence[Unit] = (),
+        near: Sequence[ConvNormAct] = (),
         host: str | None = None,
     ) -> Spot:
         feature_map = self._geometry.map_of(reached.value)
@@ -116,7 +116,7 @@ class Placement:
         splice = Splice(owner, attribute, reached.host, reached.point, reached.key, reached.unmasked, reached.sight)
         return Spot(where, host or reached.host, feature_map, splice)
 
-    def _owner(self, block: Block, where: Where, reached: Reached, near: Sequence[Unit]) -> str:
+    def _owner(self, block: Block, where: Where, reached: Reached, near: Sequence[ConvNormAct]) -> str:
         """The module to register a DropBlock on: one that runs with it, so that it shares mode and fate.
 
         On a branch the convolution of the unit, else the module it hangs on. Not one that runs whatever is registered

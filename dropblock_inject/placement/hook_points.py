@@ -83,7 +83,7 @@ class Reach:
         tensor there is no such way; then it is the end of the branch that is corrected.
         """
         scope, value = residual.call, residual.skip
-        passed = {residual.join}
+        passed = {residual.add}
         while (readers := self._other_readers(value, passed, scope)) is not None:
             reached, unmasked = self._put_out(value, scope) or _given(value, scope), readers
             if reached is None:

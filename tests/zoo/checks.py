@@ -40,18 +40,18 @@ def check(model: Model) -> dict[str, Any]:
     Raises:
         AssertionError: something does not hold.
     """
-    twin = model.build("meta")
-    record: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in twin.parameters())}
+    meta_model = model.build("meta")
+    record: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in meta_model.parameters())}
     if model.is_transformer:
-        return {**record, **check_refused(twin)}
-    stages = find_stages(twin, model.example_input("meta"))
+        return {**record, **check_refused(meta_model)}
+    stages = find_stages(meta_model, model.example_input("meta"))
     record["stages"] = [
         (stage.index, stage.reduction, stage.channels, stage.map_size, len(stage.blocks)) for stage in stages
     ]
-    check_stages(model, twin, stages)
+    check_stages(model, meta_model, stages)
     assert torch.get_num_threads() == 1
     start = time.process_time()  # of this process on its one core, whatever else runs
-    plan = plan_dropblock(twin, _indices(stages), where=WHERE, example_input=model.example_input("meta"))
+    plan = plan_dropblock(meta_model, _indices(stages), where=WHERE, example_input=model.example_input("meta"))
     record["seconds"] = time.process_time() - start
     record["sites"] = {
         stage.index: dict(Counter(site.where for site in plan if site.stage == stage.index)) for stage in stages
@@ -66,19 +66,19 @@ def _indices(stages: list[Stage]) -> list[int]:
     return [stage.index for stage in stages]
 
 
-def check_refused(twin: nn.Module) -> dict[str, Any]:
+def check_refused(meta_model: nn.Module) -> dict[str, Any]:
     """A network without a convolutional trunk is refused, with the reason."""
     with pytest.raises(NoTrunkError, match=r"no convolution.*drop path") as refusal:
-        find_stages(twin)
+        find_stages(meta_model)
     return {"refused": str(refusal.value)}
 
 
-def check_stages(model: Model, twin: nn.Module, stages: list[Stage]) -> None:
+def check_stages(model: Model, meta_model: nn.Module, stages: list[Stage]) -> None:
     """Numbers, reductions, names and map sizes are consistent, and agree with timm's ``feature_info``."""
     reductions = [stage.reduction for stage in stages]
     assert reductions == sorted(set(reductions)), reductions
     assert [stage.index for stage in stages] == expected_numbers(reductions), stages
-    modules = dict(twin.named_modules())
+    modules = dict(meta_model.named_modules())
     names = [block.name for stage in stages for block in stage.blocks]
     assert len(names) == len(set(names)), [name for name, count in Counter(names).items() if count > 1]
     for name in names:
@@ -90,7 +90,7 @@ def check_stages(model: Model, twin: nn.Module, stages: list[Stage]) -> None:
             for pixels, size in zip(model.input_size[-2:], stage.map_size[-2:], strict=True):
                 # Missing padding takes some pixels, one that is too large adds one.
                 assert -1 <= ceil(pixels / stage.reduction) - size <= 4, (stage.reduction, stage.map_size)
-    check_feature_info(twin, stages)
+    check_feature_info(meta_model, stages)
 
 
 def expected_numbers(reductions: list[int]) -> list[int]:
@@ -102,15 +102,15 @@ def expected_numbers(reductions: list[int]) -> list[int]:
     return list(range(1, len(reductions) + 1))
 
 
-def check_feature_info(twin: nn.Module, stages: list[Stage]) -> None:
+def check_feature_info(meta_model: nn.Module, stages: list[Stage]) -> None:
     """Where timm says that a container of blocks is at some reduction, its last block is in the stage of that one."""
-    info = getattr(twin, "feature_info", None)
+    info = getattr(meta_model, "feature_info", None)
     if not isinstance(info, list):
         return
     reduction_of = {block.name: stage.reduction for stage in stages for block in stage.blocks}
     for entry in info:
         inside = [name for name in reduction_of if name.startswith(f"{entry['module']}.")]
-        if entry["module"] and inside and isinstance(dict(twin.named_modules()).get(entry["module"]), nn.Module):
+        if entry["module"] and inside and isinstance(dict(meta_model.named_modules()).get(entry["module"]), nn.Module):
             assert reduction_of[inside[-1]] == entry["reduction"], (inside[-1], reduction_of[inside[-1]], entry)
 
 
@@ -130,12 +130,12 @@ def check_sites(model: Model, plan: InjectionPlan, stages: list[Stage]) -> None:
             assert wheres[block.name]["output"] == 1, f"{block.name} has {wheres[block.name]['output']} output sites"
             assert wheres[block.name]["branch"] >= 1, f"{block.name} has no branch site"
     plan.apply()
-    twin = plan.model.eval()
-    for module in twin.modules():
+    meta_model = plan.model.eval()
+    for module in meta_model.modules():
         module.training = isinstance(module, InjectedDropBlock)
     try:
-        with counted(twin) as (runs, shapes):
-            ran = runs_without_data(twin, model.example_input("meta") or model.arguments(1, device="meta"))
+        with counted(meta_model) as (runs, shapes):
+            ran = runs_without_data(meta_model, model.example_input("meta") or model.arguments(1, device="meta"))
         assert ran or model.is_detector  # which ask for the values of their outputs
         for site in plan:
             wanted = runs[site.block]
@@ -144,7 +144,7 @@ def check_sites(model: Model, plan: InjectionPlan, stages: list[Stage]) -> None:
             size = shape[1:-1] if site.channel_dim == -1 else shape[2:]
             assert (shape[site.channel_dim], size) == (site.channels, site.map_size), (site, shape)
     finally:
-        remove_dropblock(twin)
+        remove_dropblock(meta_model)
 
 
 @contextmanager
