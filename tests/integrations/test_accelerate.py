@@ -34,7 +34,7 @@ class Run:
         self.accelerator = accelerator
 
     def train(self, first: int, last: int) -> list[tuple[list[float], float]]:
-        """Trains on the micro-batches from `first` to before `last`. Returns each one's keep_prob of all sites, and loss."""
+        """Trains on the micro-batches first, ..., last - 1. Returns keep_prob of all sites and the loss of each."""
         trace = []
         for images, labels in self.batches[first:last]:
             with self.accelerator.accumulate(self.model):

@@ -1,4 +1,4 @@
-"""The lines of the pages for the training scripts of timm and torchvision, inserted into the scripts.
+"""The lines of the page for the training scripts of timm and torchvision, inserted into the scripts.
 
 The scripts are in no package. Two environment variables say where they are:
 
@@ -22,7 +22,7 @@ from torchvision.transforms.functional import to_pil_image
 import dropblock_inject
 
 README = Path(__file__).parents[2] / "examples" / "README.md"
-# Inserted after the lines of the pages: records keep_prob at each step, and interrupts the training.
+# Inserted after the lines of the page: records keep_prob at each step, and interrupts the training.
 TRACE = """
 def record(*_):
     import json, os
@@ -46,7 +46,7 @@ def script(variable: str) -> Path:
 
 def patched(title: str, source: str) -> str:
     """The script with each line of the page inserted before the line that the page names."""
-    section = "\n".join(page.read_text() for page in PAGES).split(f"**{title}")[1]
+    section = README.read_text().split(f"**{title}")[1]
     code = section.split("```python\n")[1].split("```")[0]
     imports, *pieces = re.split(r"\n# before the line: (.*)\n", code)
     lines = source.split("\n")
