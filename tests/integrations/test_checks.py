@@ -56,7 +56,7 @@ def test_a_lightning_checkpoint(tmp_path: Path, dies_at: int | None) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        callbacks=[for_lightning.DropBlockCallback(-1, **SMALL)],
+        callbacks=[for_lightning.DropBlockCallback((-2, -1), **SMALL)],
     )
     fit.fit(Module(dies_at), DataLoader(TensorDataset(IMAGES, LABELS), 8))
     assert fit.global_step == 4
@@ -103,7 +103,7 @@ def trainer(folder: Path, model: nn.Module, *callbacks):
 
 def test_a_checkpoint_of_transformers(tmp_path: Path) -> None:
     options = {"block_size": 3, "example_input": (IMAGES[:1], LABELS[:1])}
-    fit = trainer(tmp_path, Network(), for_transformers.DropBlockCallback(-1, **options), Kill())
+    fit = trainer(tmp_path, Network(), for_transformers.DropBlockCallback((-2, -1), **options), Kill())
     with pytest.raises(DeadSiteError, match=DEAD):
         fit.train()
     assert fit.state.global_step == 3
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_transformers(tmp_path: Path) -> None:
 
 def test_a_training_that_begins_with_a_dead_dropblock(tmp_path: Path) -> None:
     model = Network()
-    inject_dropblock(model.net, -1, **SMALL)
+    inject_dropblock(model.net, (-2, -1), **SMALL)
     kill_dropblocks(model.net)
     fit = trainer(tmp_path, model, for_transformers.DropBlockCallback(None))
     with pytest.raises(DeadSiteError, match=DEAD):
