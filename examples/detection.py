@@ -1,17 +1,17 @@
-"""A detector with DropBlock in its backbone: torchvision's Faster R-CNN.
+"""Shows DropBlock in the backbone of a detector: torchvision's Faster R-CNN.
 
     pip install "dropblock-inject[examples]"
-    python detection.py                                # digits strewn over a canvas; two minutes on a CPU
-    python detection.py --voc --download --pretrained --model fasterrcnn_resnet50_fpn --size 800 --device cuda
+    python examples/detection.py                                    # scenes of digits; two minutes on a CPU
+    python examples/detection.py --dataset voc --download --model fasterrcnn_resnet50_fpn --pretrained --image-size 800
+    python examples/detection.py --resume runs/detection            # after an interruption
 
 The default is a Faster R-CNN on timm's EfficientNet-Lite0, with the ImageNet weights that come as a package. DropBlock
-goes into the residual blocks of the backbone, stages 3 and 4; the feature pyramid, the region proposals and
-the heads are left alone. In eval mode the detector computes what it would without it.
+goes into the residual blocks of the backbone. The feature pyramid, the region proposals and the heads get none. In eval
+mode the detector computes the same as without DropBlock.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -27,8 +27,11 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
 from torchvision.transforms.functional import pil_to_tensor
 
 from dropblock_inject import KeepProbSchedule, inject_dropblock
+from lib.command_line import add_options, errors_in_a_sentence, make_parser, parse_arguments
+from lib.data import at_most, open_parts
 from lib.models import lite0_features
 from lib.scenes import CLASSES, Scenes
+from lib.training import Training, finite
 
 VOC_CLASSES = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -38,7 +41,7 @@ MODELS = ["lite0"] + [name for name in detection.__dict__ if name.startswith("fa
 
 
 class Voc(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Pascal VOC 2007, as detectors want it."""
+    """Pascal VOC 2007: images and targets in the form that torchvision's detectors take."""
 
     def __init__(self, root: str, download: bool, *, train: bool) -> None:
         self.images = datasets.VOCDetection(root, "2007", "trainval" if train else "test", download=download)
@@ -56,7 +59,7 @@ class Voc(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
 
 class Lite0Pyramid(nn.Module):
-    """A feature pyramid on the EfficientNet-Lite0."""
+    """A feature pyramid over the EfficientNet-Lite0."""
 
     out_channels = 64
 
@@ -70,7 +73,7 @@ class Lite0Pyramid(nn.Module):
 
 
 def make_detector(name: str, classes: int, size: int, pretrained: bool) -> nn.Module:
-    """The named detector with a head for so many classes, which is one more for the background."""
+    """The named detector, with a new head for `classes` classes and the background."""
     if name == "lite0":
         return detection.FasterRCNN(
             Lite0Pyramid(),
@@ -91,39 +94,39 @@ def make_detector(name: str, classes: int, size: int, pretrained: bool) -> nn.Mo
     return model
 
 
+@errors_in_a_sentence
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Fine-tune a Faster R-CNN with DropBlock in its backbone.")
-    add = parser.add_argument
-    add("--model", default="lite0", choices=MODELS, metavar="NAME", help="(%(default)s)")
-    add("--pretrained", action="store_true", help="download torchvision's weights for it")
-    add("--voc", action="store_true", help="Pascal VOC 2007 in place of the digits")
-    add("--root", default="data", metavar="DIR", help="where that is (%(default)s)")
-    add("--download", action="store_true", help="download it to there")
-    add("--size", type=int, default=160, metavar="N", help="the shorter side of an image, in pixels (%(default)s)")
-    add("--images", type=int, default=300, metavar="N", help="scenes of digits to train on (%(default)s)")
-    add("--epochs", type=int, default=4, metavar="N", help="(%(default)s)")
-    add("--batch-size", type=int, default=4, metavar="N", help="(%(default)s)")
-    add("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (%(default)s)")
-    add("--keep-prob", type=float, default=0.9, metavar="P", help="at the end (%(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
-    args = parser.parse_args(argv)
-    torch.manual_seed(0)
+    parser = make_parser(__file__, __doc__)
+    parser.add_argument("--model", default="lite0", choices=MODELS, metavar="NAME", help=f"{', '.join(MODELS)} (lite0)")
+    parser.add_argument(
+        "--dataset", default="digits", choices=["digits", "voc"], help="scenes of digits, or Pascal VOC"
+    )
+    add_options(parser, "pretrained", "root", "download", "max_samples", image_size=160)
+    add_options(parser, "stages", "keep_prob", "block_size")
+    add_options(parser, "seed", "device", "workers", epochs=4, batch_size=4, lr=2e-3)
+    add_options(parser, "resume", output="runs/detection")
+    args, resumed = parse_arguments(parser, argv)
+    torch.manual_seed(args.seed)
 
-    train_set: Dataset[Any]
-    val_set: Dataset[Any]
-    if args.voc:
-        train_set, val_set = (Voc(args.root, args.download, train=train) for train in (True, False))
+    size = args.image_size
+    if args.dataset == "voc":
+        parts = open_parts("voc", args.root, args.download, lambda part: Voc(args.root, args.download, train=part == 0))
     else:
-        train_set = Scenes(args.images, args.size, train=True)
-        val_set = Scenes(args.images // 4, args.size, train=False)
-    train = DataLoader(train_set, args.batch_size, shuffle=True, collate_fn=as_lists)
-    val = DataLoader(val_set, args.batch_size, collate_fn=as_lists)
+        parts = Scenes(300, size, train=True), Scenes(75, size, train=False)
+    classes = VOC_CLASSES if args.dataset == "voc" else CLASSES
+    options = {"batch_size": args.batch_size, "num_workers": args.workers, "collate_fn": as_lists}
+    train = DataLoader(at_most(args.max_samples, parts[0]), shuffle=True, **options)
+    val = DataLoader(at_most(args.max_samples, parts[1]), **options)
 
-    classes = VOC_CLASSES if args.voc else CLASSES
-    model = make_detector(args.model, len(classes), args.size, args.pretrained)
-    # A detector takes a list of images.
-    example = ([torch.zeros(3, args.size, args.size)],)
-    print(inject_dropblock(model, stages=[3, 4], keep_prob=args.keep_prob, block_size=0.5, example_input=example))
+    model = make_detector(args.model, len(classes), size, args.pretrained and not resumed)
+    report = inject_dropblock(
+        model,
+        args.stages,
+        keep_prob=args.keep_prob,
+        block_size=args.block_size,
+        example_input=([torch.empty(3, size, size)],),  # a detector takes a list of images
+    )
+    print(report)
     model.to(args.device)
 
     steps = args.epochs * len(train)
@@ -131,24 +134,32 @@ def main(argv: list[str] | None = None) -> None:
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps)
     schedule = KeepProbSchedule(model, steps)
     schedule.attach(optimizer)
-    for epoch in range(args.epochs):
-        model.train()
-        total = 0.0
-        for images, targets in train:
-            images, targets = to_device(images, targets, args.device)
-            loss = sum(model(images, targets).values())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rates.step()
-            total += loss.item()
-        found, right = evaluate(model, val, args.device)
-        keep_prob = min(schedule.get_last_keep_prob())
-        print(
-            f"epoch {epoch + 1}  loss {total / len(train):.3f}, {found:.1%} of the objects found, {right:.1%} of the "
-            f"boxes right, keep_prob {keep_prob:.3f}",
-            flush=True,
-        )
+    training = Training(args, model=model, optimizer=optimizer, rates=rates, schedule=schedule)
+    if resumed:
+        training.load(resumed)
+
+    with training:
+        while training.epoch < args.epochs:
+            model.train()
+            total = 0.0
+            for images, targets in train:
+                images, targets = to_device(images, targets, args.device)
+                loss = sum(model(images, targets).values())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()  # keep_prob moves here
+                rates.step()
+                total += loss.item()
+            mean_loss = finite(total / len(train))
+            found, right = evaluate(model, val, args.device)
+            training.end_epoch()
+            keep_prob = min(schedule.get_last_keep_prob())
+            print(
+                f"epoch {training.epoch}  loss {mean_loss:.3f}, {found:.1%} of the objects found, {right:.1%} of the "
+                f"boxes right, keep_prob {keep_prob:.3f}",
+                flush=True,
+            )
+    print(f"the weights are in {training.save_weights()}")
 
 
 def as_lists(samples: Sequence[Any]) -> tuple[list[Any], ...]:
@@ -162,7 +173,7 @@ def to_device(images: list[Tensor], targets: list[dict[str, Tensor]], device: st
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: DataLoader, device: str) -> tuple[float, float]:
-    """The share of objects with a box of their class on them (IoU above 0.5), and of boxes on such an object."""
+    """The share of objects that a box of their class overlaps (IoU above 0.5), and the share of boxes that do so."""
     model.eval()
     objects = boxes = found = right = 0
     for images, targets in loader:

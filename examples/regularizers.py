@@ -1,19 +1,20 @@
-"""A study: DropBlock beside other regularisers, one recipe, several seeds, whatever the numbers say.
+"""Shows a study: DropBlock beside other regularisers, with one recipe and several seeds.
 
     pip install "dropblock-inject[examples,plot]"
 
-Fashion-MNIST in data/FashionMNIST/raw, or downloaded to there; two networks from scratch on few images, and the
-fine-tuning of a pretrained one. It can be stopped at any time and goes on where it was; the results are a line per run
-in a CSV file, from which the table and the picture are made.
+Two networks are trained from scratch on few images of Fashion-MNIST, and a pretrained one is fine-tuned. The dataset is
+in data/FashionMNIST/raw, or is downloaded to there. Each run is a line in a CSV file, from which the tables and the
+picture are made. A run that has its line is not repeated, so the study can be stopped at any time, and the same command
+goes on. Only accuracies are kept, no weights.
 
-    python regularizers.py --download
-    python regularizers.py --networks resnet --parts table --seeds 5 --jobs 2
-    python regularizers.py --report                     # the table of what there is, and a picture
+    python examples/regularizers.py --download
+    python examples/regularizers.py --networks resnet --parts table --seeds 5 --jobs 2
+    python examples/regularizers.py --report                    # tables and picture of the runs so far
 
-Your own images, in train/CLASS/*.jpg and val/CLASS/*.jpg, or a dataset of torchvision; all its images, on a GPU:
+Your own images, in train/CLASS/*.jpg and val/CLASS/*.jpg, or a dataset of torchvision with all its images, on a GPU:
 
-    python regularizers.py --data-dir flowers --networks lite0
-    python regularizers.py --dataset cifar10 --images 50000 --epochs 100 --device cuda
+    python examples/regularizers.py --data-dir flowers --networks lite0
+    python examples/regularizers.py --dataset cifar10 --max-samples 50000 --epochs 100 --device cuda
 """
 
 from __future__ import annotations
@@ -37,26 +38,27 @@ from torchvision.ops import StochasticDepth
 from tqdm import tqdm
 
 from dropblock_inject import DropBlock, KeepProbSchedule, inject_dropblock
-from lib.data import DATASETS, load_data
+from lib.command_line import add_options, check_device, errors_in_a_sentence, make_parser
+from lib.data import load_data
 from lib.models import imagenet_lite0
-from lib.results import FIELDS, Results, read, write
+from lib.results import FIELDS, REFERENCE, Results, read, write
 from lib.small_networks import PlainConvNet, ResNet14
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a row of the table trains with.
+    """A row of the table: how a network is regularised.
 
     Attributes:
-        name: in the table.
-        drops: whether anything is dropped of the feature maps.
+        name: the name of the row.
+        drops: True if parts of the feature maps are dropped.
         block_size: a share of the map, or pixels: 1 is Dropout, a block as large as the map SpatialDropout.
-        keep_prob: of the last stage; the one before it drops a quarter as much, as in the paper's code.
-        scheduled: from 1 to keep_prob over the training; else constant.
+        keep_prob: of the last stage; the stage before it drops a quarter as much, as in the paper's code.
+        scheduled: True: keep_prob moves from 1 to its target over the training; False: it is constant.
         stages, where: as in inject_dropblock.
         torch_layer: torch's own layer at the same sites, in place of DropBlock.
         label_smoothing: as in torch's cross_entropy.
-        drop_path: probability with which a block of the residual network is passed over, in the deepest block.
+        drop_path: the probability to skip a residual block: that of the deepest, the others have proportionally less.
     """
 
     name: str
@@ -85,7 +87,7 @@ TABLE = (
     _DROPBLOCK,
     replace(_DROPBLOCK, name="DropBlock, scheduled + label smoothing", label_smoothing=0.1),
 )
-SWEEPS = (  # each differs in one thing from the table's scheduled DropBlock
+SWEEPS = (  # each differs in one thing from "DropBlock, scheduled"
     replace(_DROPBLOCK, name="block of one pixel", block_size=1),
     replace(_DROPBLOCK, name="block a quarter of the map", block_size=0.25),
     replace(_DROPBLOCK, name="block three quarters of the map", block_size=0.75),
@@ -98,16 +100,16 @@ PARTS = {"table": TABLE, "sweeps": SWEEPS}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: SGD with momentum, one cycle of the learning rate, shifted and mirrored images.
+    """A training: SGD with momentum, one cycle of the learning rate, shifted and mirrored images.
 
     Attributes:
-        image_size: in pixels.
-        images, test_images: at most, the first of each class alike in an order drawn once.
-        autocast: whether in bfloat16 where autocast says so.
+        image_size: height and width in pixels.
+        images, test_images: the most images to use, the same number of each class, in an order drawn once.
+        autocast: True: bfloat16 by torch.autocast.
     """
 
     image_size: int
-    images: int  # to train on, of each class alike
+    images: int
     epochs: int
     lr: float
     batch_size: int = 64
@@ -138,12 +140,12 @@ def make_network(name: str, classes: int, setting: Setting) -> nn.Module:
 
 
 def applies(network: str, setting: Setting) -> bool:
-    """A network without shortcuts has no paths to drop, and no skip."""
+    """False for a network without shortcuts and a setting that is about them."""
     return network != "plain" or not (setting.drop_path or setting.where == "branch")
 
 
 def put_in(net: nn.Module, setting: Setting, image_size: int, steps: int) -> KeepProbSchedule | None:
-    """DropBlock, or torch's layer at its sites; the schedule, if anything is dropped."""
+    """Injects DropBlock, or torch's layer at its sites; returns the schedule, None if nothing is injected."""
     if not setting.drops:
         return None
     example = torch.empty(1, 3, image_size, image_size)
@@ -164,12 +166,12 @@ def put_in(net: nn.Module, setting: Setting, image_size: int, steps: int) -> Kee
     return KeepProbSchedule(net, steps, mode="linear" if setting.scheduled else "constant")
 
 
-Source = tuple[str, str | None, str, bool]  # what load_data takes
+Source = tuple[str, str | None, str, bool]  # the arguments of load_data
 
 
 @lru_cache(maxsize=1)
 def load(source: Source, recipe: Recipe) -> tuple[Tensor, ...]:
-    """Training images and labels, test images and labels, as tensors; of each class alike."""
+    """Training images and labels, test images and labels, as tensors; each class has the same number."""
     data, size = load_data(*source), recipe.image_size
 
     def tensors(part: Sequence[Any], limit: int) -> tuple[Tensor, Tensor]:
@@ -189,7 +191,7 @@ def picture(image: Any, size: int) -> bytes:
 
 
 def vary(images: Tensor) -> Tensor:
-    """Mirrored and shifted by up to an eighth, each in its own way."""
+    """Mirrors half of the images and shifts each by up to an eighth of its size."""
     count, _, size, _ = images.shape
     device = images.device
     images = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, images.flip(-1), images)
@@ -238,30 +240,29 @@ def batches(count: int, batch_size: int, epochs: int) -> Iterator[Tensor]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """All runs that are not in the file yet."""
+    """Does all runs that are not in the file yet."""
     source = (args.dataset, args.data_dir, args.root, args.download)
     dataset = args.data_dir or args.dataset
-    data = load_data(*source)  # downloads it, if asked to, before there are several processes
-    if args.images is not None and args.images < 2 * data.classes:
-        raise SystemExit(f"error: --images {args.images} for {data.classes} classes; give two for each or more")
-    try:
-        torch.empty(0, device=args.device)
-    except (AssertionError, RuntimeError) as error:
-        raise SystemExit(f"error: no device {args.device}: {str(error).splitlines()[0]}") from None
+    data = load_data(*source)  # the download is done before there are several processes
+    if args.max_samples is not None and args.max_samples < 2 * data.classes:
+        raise SystemExit(
+            f"error: --max-samples {args.max_samples} for {data.classes} classes; give two for each or more"
+        )
+    check_device(args.device)
     source = (*source[:3], False)
     done = {tuple(row[name] for name in FIELDS[:-1]) for row in read(args.output)}
     runs: dict[tuple[str, ...], tuple[str, Recipe, Setting, int]] = {}
     # All settings of a seed before the next one: an unfinished table compares all of them.
     for seed, network, part in itertools.product(range(args.seeds), args.networks, args.parts):
-        changed = {name: getattr(args, name) for name in ("images", "epochs") if getattr(args, name)}
-        recipe = replace(RECIPES[network], **changed)
+        recipe = RECIPES[network]
+        recipe = replace(recipe, images=args.max_samples or recipe.images, epochs=args.epochs or recipe.epochs)
         for setting in PARTS[part]:
             key = (dataset, network, str(recipe.images), str(recipe.epochs), part, setting.name, str(seed))
             if applies(network, setting) and key not in done:
                 runs[key] = (network, recipe, setting, seed)
-    # A new process for each: a GPU cannot be used in a copy of a process that uses it.
+    # Processes are spawned: a forked process cannot use a GPU that its parent uses.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, context) as pool, tqdm(total=len(runs), unit="run") as bar:
+    with ProcessPoolExecutor(args.jobs, context) as pool, tqdm(total=len(runs), unit="run", disable=None) as bar:
         futures = {pool.submit(train, *what, source, args.device): key for key, what in runs.items()}
         try:
             for future in as_completed(futures):
@@ -273,29 +274,26 @@ def run(args: argparse.Namespace) -> None:
 
 
 def report(path: Path) -> None:
-    """Prints the tables as Markdown and draws them beside the file."""
+    """Prints the tables as Markdown, with the differences between settings, and draws them beside the file."""
     results = Results(path, {part: [setting.name for setting in settings] for part, settings in PARTS.items()})
     print(results.as_markdown())
+    for reference in ("baseline", REFERENCE):
+        print(f"\nReference: {reference}.\n\n{results.differences_as_markdown(reference)}")
     results.plot().savefig(path.with_suffix(".png"))
     print(f"\nwrote {path.with_suffix('.png')}", file=sys.stderr)
 
 
+@errors_in_a_sentence
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="DropBlock beside other regularisers.")
+    parser = make_parser(__file__, __doc__)
+    add_options(parser, "root", "download", "data_dir", "max_samples", "epochs", dataset="fashion-mnist", device="cpu")
     add = parser.add_argument
-    add("--dataset", default="fashion-mnist", choices=DATASETS, metavar="NAME", help="of torchvision (%(default)s)")
-    add("--root", default="data", metavar="DIR", help="where torchvision's datasets are (%(default)s)")
-    add("--download", action="store_true", help="download the dataset to there")
-    add("--data-dir", metavar="DIR", help="your own images: train/CLASS/*.jpg and val/CLASS/*.jpg")
     add("--networks", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="NAME", help=f"({' '.join(RECIPES)})")
     add("--parts", nargs="+", default=list(PARTS), choices=PARTS, metavar="NAME", help=f"({' '.join(PARTS)})")
     add("--seeds", type=int, default=5, metavar="N", help="runs of each setting (%(default)s)")
-    add("--images", type=int, metavar="N", help="to train on, if not those of the recipe")
-    add("--epochs", type=int, metavar="N", help="likewise")
-    add("--device", default="cpu", help="(%(default)s)")
-    add("--jobs", type=int, default=os.cpu_count(), metavar="N", help="processes (%(default)s)")
-    add("--output", type=Path, default=Path("runs/regularizers.csv"), help="(%(default)s)")
-    add("--report", action="store_true", help="only the tables and the picture of what there is")
+    add("--jobs", type=int, default=os.cpu_count(), metavar="N", help="runs at a time (%(default)s)")
+    add("--output", type=Path, default=Path("runs/regularizers.csv"), metavar="FILE", help="(%(default)s)")
+    add("--report", action="store_true", help="train nothing; print the tables and draw the picture of the runs so far")
     args = parser.parse_args(argv)
     try:
         if not args.report:

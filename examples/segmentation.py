@@ -1,17 +1,17 @@
-"""Segmentation with DropBlock in the backbone: torchvision's DeepLabV3, FCN or LR-ASPP, also with a backbone of timm.
+"""Shows DropBlock in the backbone of a segmentation network: torchvision's DeepLabV3, FCN or LR-ASPP.
 
     pip install "dropblock-inject[examples]"
-    python segmentation.py                             # digits strewn over a canvas; a minute on a CPU
-    python segmentation.py --pets --download --pretrained --model deeplabv3_resnet50 --size 256 --device cuda
+    python examples/segmentation.py                                 # scenes of digits; a minute on a CPU
+    python examples/segmentation.py --dataset pets --download --model deeplabv3_resnet50 --pretrained --image-size 256
+    python examples/segmentation.py --resume runs/segmentation      # after an interruption
 
 The default is LR-ASPP on timm's EfficientNet-Lite0, with the ImageNet weights that come as a package. torchvision's
-backbones are dilated: their last stages have maps of the same size. Stages 3 and 4 are still those of a
-classifier, for dilation does not merge stages. ASPP, heads and the auxiliary classifier are left alone.
+backbones are dilated, so their last stages have maps of the same size. They are still stages 3 and 4, as in a
+classifier. ASPP, the heads and the auxiliary classifier get no DropBlock.
 """
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
@@ -24,14 +24,17 @@ from torchvision.transforms.functional import InterpolationMode as Interpolation
 from torchvision.transforms.functional import pil_to_tensor, resize
 
 from dropblock_inject import KeepProbSchedule, inject_dropblock
+from lib.command_line import add_options, errors_in_a_sentence, make_parser, parse_arguments
+from lib.data import at_most, open_parts
 from lib.models import lite0_features
 from lib.scenes import CLASSES, Scenes
+from lib.training import Training, finite
 
 MODELS = ["lite0"] + [name for name in segmentation.__dict__ if name.startswith(("deeplabv3_", "fcn_", "lraspp_"))]
 
 
 class Pets(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Oxford-IIIT Pets: background, the animal, its outline."""
+    """Oxford-IIIT Pets in three classes: background, animal, outline."""
 
     def __init__(self, root: str, size: int, download: bool, *, train: bool) -> None:
         split = "trainval" if train else "test"
@@ -49,7 +52,7 @@ class Pets(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
 
 class Lite0(nn.Module):
-    """Two maps of the EfficientNet-Lite0, under the names that LR-ASPP has for them."""
+    """Two feature maps of the EfficientNet-Lite0, named as LR-ASPP expects."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +63,7 @@ class Lite0(nn.Module):
 
 
 def make_segmenter(name: str, classes: int, pretrained: bool) -> nn.Module:
-    """The named model with its last layers made anew for so many classes."""
+    """The named model, with new last layers for `classes` classes."""
     if name == "lite0":
         return segmentation.LRASPP(Lite0(), low_channels=40, high_channels=320, num_classes=classes)
     weights = {"weights": "DEFAULT"} if pretrained else {"weights": None, "weights_backbone": None}
@@ -72,39 +75,43 @@ def make_segmenter(name: str, classes: int, pretrained: bool) -> nn.Module:
     return model
 
 
+@errors_in_a_sentence
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Fine-tune a segmentation model with DropBlock in its backbone.")
-    add = parser.add_argument
-    add("--model", default="lite0", choices=MODELS, metavar="NAME", help="(%(default)s)")
-    add("--pretrained", action="store_true", help="download torchvision's weights for it")
-    add("--pets", action="store_true", help="Oxford-IIIT Pets in place of the digits")
-    add("--root", default="data", metavar="DIR", help="where that is (%(default)s)")
-    add("--download", action="store_true", help="download it to there")
-    add("--size", type=int, default=128, metavar="N", help="of an image, in pixels (%(default)s)")
-    add("--images", type=int, default=400, metavar="N", help="scenes of digits to train on (%(default)s)")
-    add("--epochs", type=int, default=5, metavar="N", help="(%(default)s)")
-    add("--batch-size", type=int, default=8, metavar="N", help="(%(default)s)")
-    add("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (%(default)s)")
-    add("--keep-prob", type=float, default=0.9, metavar="P", help="at the end (%(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
-    args = parser.parse_args(argv)
-    torch.manual_seed(0)
+    parser = make_parser(__file__, __doc__)
+    parser.add_argument("--model", default="lite0", choices=MODELS, metavar="NAME", help=f"{', '.join(MODELS)} (lite0)")
+    parser.add_argument(
+        "--dataset", default="digits", choices=["digits", "pets"], help="scenes of digits, or Oxford pets"
+    )
+    add_options(parser, "pretrained", "root", "download", "max_samples", image_size=128)
+    add_options(parser, "stages", "keep_prob", "block_size")
+    add_options(parser, "seed", "device", "workers", epochs=5, batch_size=8, lr=2e-3)
+    add_options(parser, "resume", output="runs/segmentation")
+    args, resumed = parse_arguments(parser, argv)
+    torch.manual_seed(args.seed)
 
-    train_set: Dataset[Any]
-    val_set: Dataset[Any]
-    if args.pets:
-        train_set, val_set = (Pets(args.root, args.size, args.download, train=train) for train in (True, False))
-        classes = 3
+    size = args.image_size
+    if args.dataset == "pets":
+        parts = open_parts(
+            "pets", args.root, args.download, lambda part: Pets(args.root, size, args.download, train=part == 0)
+        )
     else:
-        train_set = Scenes(args.images, args.size, train=True)
-        val_set = Scenes(args.images // 4, args.size, train=False)
-        classes = len(CLASSES) + 1
-    train = DataLoader(train_set, args.batch_size, shuffle=True, drop_last=True, collate_fn=as_batch)
-    val = DataLoader(val_set, args.batch_size, collate_fn=as_batch)
+        parts = Scenes(400, size, train=True), Scenes(100, size, train=False)
+    classes = 3 if args.dataset == "pets" else len(CLASSES) + 1
+    options = {"batch_size": args.batch_size, "num_workers": args.workers, "collate_fn": as_batch}
+    train = DataLoader(at_most(args.max_samples, parts[0]), shuffle=True, drop_last=True, **options)
+    val = DataLoader(at_most(args.max_samples, parts[1]), **options)
+    if not len(train):
+        raise SystemExit("error: fewer training images than --batch-size; give a smaller one")
 
-    model = make_segmenter(args.model, classes, args.pretrained)
-    example = torch.empty(1, 3, args.size, args.size)
-    print(inject_dropblock(model, stages=[3, 4], keep_prob=args.keep_prob, block_size=0.5, example_input=example))
+    model = make_segmenter(args.model, classes, args.pretrained and not resumed)
+    report = inject_dropblock(
+        model,
+        args.stages,
+        keep_prob=args.keep_prob,
+        block_size=args.block_size,
+        example_input=torch.empty(1, 3, size, size),
+    )
+    print(report)
     model.to(args.device)
 
     steps = args.epochs * len(train)
@@ -112,25 +119,33 @@ def main(argv: list[str] | None = None) -> None:
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps)
     schedule = KeepProbSchedule(model, steps)
     schedule.attach(optimizer)
-    for epoch in range(args.epochs):
-        model.train()
-        total = 0.0
-        for images, masks in train:
-            outputs, masks = model(images.to(args.device)), masks.to(args.device)
-            loss = cross_entropy(outputs["out"], masks)
-            if "aux" in outputs:
-                loss = loss + 0.5 * cross_entropy(outputs["aux"], masks)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            rates.step()
-            total += loss.item()
-        keep_prob = min(schedule.get_last_keep_prob())
-        overlap = mean_iou(model, val, classes, args.device)
-        print(
-            f"epoch {epoch + 1}  loss {total / len(train):.3f}, mean IoU {overlap:.1%}, keep_prob {keep_prob:.3f}",
-            flush=True,
-        )
+    training = Training(args, model=model, optimizer=optimizer, rates=rates, schedule=schedule)
+    if resumed:
+        training.load(resumed)
+
+    with training:
+        while training.epoch < args.epochs:
+            model.train()
+            total = 0.0
+            for images, masks in train:
+                outputs, masks = model(images.to(args.device)), masks.to(args.device)
+                loss = cross_entropy(outputs["out"], masks)
+                if "aux" in outputs:
+                    loss = loss + 0.5 * cross_entropy(outputs["aux"], masks)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()  # keep_prob moves here
+                rates.step()
+                total += loss.item()
+            mean_loss = finite(total / len(train))
+            overlap = mean_iou(model, val, classes, args.device)
+            training.end_epoch()
+            keep_prob = min(schedule.get_last_keep_prob())
+            print(
+                f"epoch {training.epoch}  loss {mean_loss:.3f}, mean IoU {overlap:.1%}, keep_prob {keep_prob:.3f}",
+                flush=True,
+            )
+    print(f"the weights are in {training.save_weights()}")
 
 
 def as_batch(samples: list[Any]) -> tuple[Tensor, Tensor]:
@@ -139,7 +154,7 @@ def as_batch(samples: list[Any]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def mean_iou(model: nn.Module, loader: DataLoader, classes: int, device: str) -> float:
-    """Intersection over union of what is predicted and what is there, the mean over the classes that occur."""
+    """The intersection over union of prediction and mask, as the mean over the classes that occur."""
     model.eval()
     counts = torch.zeros(classes, classes)
     for images, masks in loader:

@@ -1,22 +1,24 @@
-"""A timm model with DropBlock in Lightning: one callback does all of it.
+"""Shows DropBlock in Lightning: one callback injects, schedules, logs and saves.
 
     pip install "dropblock-inject[examples,lightning]"
-    python with_lightning.py                                             # scikit-learn's digits
-    python with_lightning.py --dataset flowers102 --download --model resnet50 --pretrained --size 224
-    python with_lightning.py --resume runs/lightning/last.ckpt --epochs 6
+    python examples/with_lightning.py                                               # scikit-learn's digits
+    python examples/with_lightning.py --dataset flowers102 --download --model resnet50 --pretrained --image-size 224
+    python examples/with_lightning.py --resume runs/lightning/last.ckpt             # with the other options as before
 
-The callback injects before anything else is made of the model, schedules keep_prob over the trainer's steps, logs it,
-is in the checkpoints, and goes on where they were.
+The callback injects before Lightning wraps the model, schedules keep_prob over the trainer's steps, logs it, and has
+its state in Lightning's checkpoints. A second callback keeps the random numbers there, so that a resumed training
+equals an uninterrupted one.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from timm.data import resolve_model_data_config
@@ -25,11 +27,14 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from dropblock_inject.integrations.lightning import DropBlockCallback
-from lib.data import DATASETS, Data, load_data, make_datasets
+from lib.checkpoint import write_file
+from lib.command_line import add_options, errors_in_a_sentence, make_parser
+from lib.data import Data, load_data, make_datasets
+from lib.training import random_state, set_random_state
 
 
 class Classifier(LightningModule):
-    """Nothing in it knows of DropBlock."""
+    """A module like any other: nothing in it mentions DropBlock."""
 
     def __init__(self, model: str, classes: int, lr: float, pretrained: bool = False) -> None:
         super().__init__()
@@ -38,7 +43,9 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         images, labels = batch
-        return cross_entropy(self.model(images), labels)
+        loss = cross_entropy(self.model(images), labels)
+        self.log("loss", loss)
+        return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
         images, labels = batch
@@ -49,51 +56,70 @@ class Classifier(LightningModule):
 
 
 class Pictures(LightningDataModule):
-    def __init__(self, data: Data, size: int, config: dict[str, Any], limit: int | None) -> None:
+    def __init__(self, data: Data, size: int, config: dict[str, Any], limit: int | None, batch_size: int) -> None:
         super().__init__()
         self.train, self.val = make_datasets(data, size, config, limit)
+        self.batch_size = batch_size
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train, batch_size=32, shuffle=True)
+        return DataLoader(self.train, self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.val, batch_size=32)
+        return DataLoader(self.val, self.batch_size)
 
 
+class RandomNumbers(Callback):
+    """The state of the random numbers in the checkpoint, which Lightning itself leaves out; for one device."""
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def state_dict(self) -> dict[str, Any]:
+        return random_state(self.device)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        set_random_state(state_dict, self.device)
+
+
+@errors_in_a_sentence
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Fine-tune a timm model with DropBlock in Lightning.")
-    add = parser.add_argument
-    add("--model", default="resnet18", metavar="NAME", help="in timm (%(default)s)")
-    add("--pretrained", action="store_true", help="download timm's weights for it")
-    add("--dataset", default="digits", choices=DATASETS, metavar="NAME", help=f"{', '.join(DATASETS)} (%(default)s)")
-    add("--root", default="data", metavar="DIR", help="where torchvision's datasets are (%(default)s)")
-    add("--download", action="store_true", help="download the dataset to there")
-    add("--size", type=int, default=64, metavar="N", help="of an image, in pixels (%(default)s)")
-    add("--images", type=int, metavar="N", help="use so few of the images, for a quick try")
-    add("--epochs", type=int, default=3, metavar="N", help="(%(default)s)")
-    add("--lr", type=float, default=1e-3, help="learning rate of AdamW (%(default)s)")
-    add("--resume", metavar="FILE", help="a checkpoint of this script")
-    add("--output", default="runs/lightning", metavar="DIR", help="(%(default)s)")
+    parser = make_parser(__file__, __doc__)
+    add_options(parser, "pretrained", model="resnet18")
+    add_options(parser, "dataset", "root", "download", "data_dir", "max_samples", image_size=64)
+    add_options(parser, "stages", "keep_prob", "block_size", "seed", epochs=3, batch_size=32, lr=1e-3)
+    parser.add_argument("--resume", metavar="FILE", help="go on from a checkpoint of Lightning")
+    parser.add_argument(
+        "--output", default="runs/lightning", metavar="DIR", help="the folder for last.ckpt and model.pt"
+    )
     args = parser.parse_args(argv)
-    seed_everything(0)
+    seed_everything(args.seed)
 
-    data = load_data(args.dataset, None, args.root, args.download)
-    module = Classifier(args.model, data.classes, args.lr, args.pretrained)
-    pictures = Pictures(data, args.size, resolve_model_data_config(module.model), args.images)
+    data = load_data(args.dataset, args.data_dir, args.root, args.download)
+    module = Classifier(args.model, data.classes, args.lr, args.pretrained and not args.resume)
+    config = resolve_model_data_config(module.model)
+    pictures = Pictures(data, args.image_size, config, args.max_samples, args.batch_size)
     dropblock = DropBlockCallback(
-        stages=[3, 4],
-        block_size=0.5,
-        example_input=torch.empty(1, 3, args.size, args.size),
+        args.stages,
+        keep_prob=args.keep_prob,
+        block_size=args.block_size,
+        example_input=torch.empty(1, 3, args.image_size, args.image_size),
         schedule={"mode": "linear"},
     )
     trainer = Trainer(
         max_epochs=args.epochs,
-        callbacks=[dropblock, ModelCheckpoint(args.output, save_last=True, enable_version_counter=False)],
-        logger=CSVLogger(args.output, name="", version=""),  # keep_prob/stage3 and /stage4 are in its metrics.csv
+        callbacks=[
+            dropblock,
+            RandomNumbers(),
+            ModelCheckpoint(args.output, save_last=True, enable_version_counter=False),
+        ],
+        logger=CSVLogger(args.output, name="", version=""),  # metrics.csv has keep_prob/stage3 and keep_prob/stage4
         log_every_n_steps=1,
+        enable_progress_bar=sys.stderr.isatty(),
     )
     trainer.fit(module, pictures, ckpt_path=args.resume)
     print(f"accuracy {float(trainer.callback_metrics['accuracy']):.1%}")
+    weights = Path(args.output) / "model.pt"
+    write_file(module.model.state_dict(), weights)  # with the keys of the plain model
+    print(f"the weights are in {weights}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Shared by all tests: one thread, so that parallel workers do not fight, and a seed of its own for each test."""
+"""Shared by all tests: one thread per worker, a seed of its own for each test, and the list of the slow tests."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +13,61 @@ if not torch.cuda.is_available():
 
 torch.set_num_threads(1)
 
-# What hypothesis makes up: always the same few cases; many others with --hypothesis-profile thorough.
+# Hypothesis draws the same few examples each time; --hypothesis-profile thorough draws many others.
 settings.register_profile(
     "few", max_examples=60, stateful_step_count=12, deadline=None, database=None, derandomize=True
 )
 settings.register_profile("thorough", max_examples=2000, stateful_step_count=20, deadline=None, database=None)
 settings.load_profile("few")
+
+# Regular expressions for the beginning of a test's name. `pytest` leaves these tests out, `pytest -m slow` runs them.
+# Each repeats, on more networks or settings, what a test of the default run shows.
+SLOW = (
+    r"tests/surgery/test_invariants\.py::.*\[(timm|torchvision):(?!resnet18\]|test_convnext\])",
+    r"tests/surgery/test_survival\.py::test_(compile|pickle_into|onnx)_.*\[(?!own:concat_net|own:conv_mixer)",
+    r"tests/surgery/test_survival\.py::test_an_exported_.*\[(?!own:concat_net|own:conv_mixer).*-True\]",
+    r"tests/surgery/test_survival\.py::test_inductor_",
+    r"tests/surgery/test_faults\.py::.*\[timm:resnet18\]",
+    r"tests/training/test_distributed\.py::test_a_killed_process_",
+    r"tests/training/test_distributed\.py::test_two_ranks_.*\[fsdp\]",
+    r"tests/ops/test_masks\.py::test_the_mask_is_the_same_in_every_memory_layout\[kernels-shape[12]-",
+    r"tests/ops/test_drop_block\.py::test_a_thousand_scheduled_steps_.*\[inductor-",
+    r"tests/ops/test_reference\.py::test_injected_resnet_.*\[(timm:resnet18|torchvision:resnet50)-",
+    r"tests/anatomy/test_stages\.py::test_stages_do_not_depend_on_the_size_of_the_image\[.*-pixels[02]\]",
+    # All but the families that are the only one of their kind, and two refused transformers.
+    r"tests/test_zoo\.py::test_one_of_each_family\[(?!timm:(botnet26t|csatv2|dpn48b|edgenext|focalnet|ghostnetv2|hgnetv2"
+    r"|lcnetv2|levit_|nextvit|swin_s3|tiny_vit|vit_srelpos)|torchvision:(raft|ssdlite))",
+    r"tests/examples/test_regularizers\.py::test_it_runs_",
+    r"tests/examples/test_finetune\.py::test_(default_run|classifiers_of_torchvision)",
+    r"tests/examples/test_peers\.py::test_each_claim_",
+)
+
+ROOT = Path(__file__).parents[1]
+UNMATCHED = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m and -k leave tests out
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    unmatched = set(SLOW)
+    for item in items:
+        matching = {expression for expression in SLOW if re.match(expression, item.nodeid)}
+        unmatched -= matching
+        if matching and "exhaustive" not in item.keywords:
+            item.add_marker("slow")
+    files = {item.nodeid.partition("::")[0] for item in items}
+    whole = not any("::" in argument for argument in config.args) and not config.getoption("lf")
+    config.stash[UNMATCHED] = [
+        expression
+        for expression in sorted(unmatched)
+        if not (file := ROOT / expression.partition("::")[0].replace("\\", "")).is_file()
+        or (whole and str(file.relative_to(ROOT)) in files)
+    ]
+
+
+@pytest.fixture
+def unmatched(pytestconfig: pytest.Config) -> list[str]:
+    """The expressions in SLOW without a file, or without a test in a file that was collected as a whole."""
+    return pytestconfig.stash[UNMATCHED]
 
 
 @pytest.fixture(autouse=True)

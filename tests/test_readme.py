@@ -1,50 +1,163 @@
-"""What the README says can be done: its lines of Python, its commands, its table, its pictures."""
+"""The pages: their Python runs, their commands parse, their tables, numbers, links and file names are right."""
 
 from __future__ import annotations
 
+import argparse
+import csv
+import inspect
 import re
+import runpy
 import shlex
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean, stdev
+from types import SimpleNamespace
 from typing import Any
 
+import kept_share
 import pytest
+import regularizers
 import timm
 import torch
+import torchvision
+from zoo import table
+from zoo.catalog import Model, all_models
 
-from dropblock_inject import KeepProbSchedule, dropblock_sites, inject_dropblock, plan_dropblock
-from dropblock_inject.command.main import _parser
+import dropblock_inject
+from dropblock_inject import (
+    KeepProbSchedule,
+    dropblock_sites,
+    find_stages,
+    inject_dropblock,
+    plan_dropblock,
+    presets,
+)
+from dropblock_inject.command.arguments import parser
+from lib.results import SAME, Results
 
 ROOT = Path(__file__).parents[1]
-from regularizers import PARTS  # noqa: E402
+LONGEST = {
+    "README.md": 250,
+    "CHANGELOG.md": 200,
+    "CONTRIBUTING.md": 200,
+    "dropblock_inject/README.md": 200,
+    "examples/README.md": 200,
+    "examples/peers.md": 200,
+    "examples/study/README.md": 200,
+    "tests/README.md": 200,
+    "tests/benchmarks/README.md": 200,
+}
+PAGES = {page: (ROOT / page).read_text() for page in LONGEST}
+README, STUDY, EXAMPLES = PAGES["README.md"], PAGES["examples/study/README.md"], PAGES["examples/README.md"]
+PROJECT = (ROOT / "pyproject.toml").read_text()
 
-from lib.results import Results  # noqa: E402
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+def blocks(page: str, kind: str = "") -> list[str]:
+    """The fenced blocks of a page that are of one kind."""
+    return [text for found, text in re.findall(r"```(\w*)\n(.*?)```", PAGES[page], flags=re.DOTALL) if found == kind]
 
 
-def test_the_first_lines_run(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, **options))
-    names = {"loader": range(100), "epochs": 3}
-    exec(next(text for kind, text in BLOCKS if kind == "python"), names)
-    assert "DropBlock in ResNet: 36 sites in 9 blocks" in capsys.readouterr().out
-    for _ in range(300):
-        names["optimizer"].step()
+def spans(page: str) -> list[str]:
+    """The pieces of code within the lines of a page."""
+    prose = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    return re.findall(r"`([^`]+)`", prose)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_short(page: str) -> None:
+    assert len(PAGES[page].splitlines()) <= LONGEST[page]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / name if name else ROOT / page
+        assert file.is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+                target
+            )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_names_exist(page: str) -> None:
+    files = {"net.py", "train.py", "references/classification/train.py", "resnet_model.py"}  # the reader's and others'
+    files |= {str(file.relative_to(ROOT)) for file in ROOT.rglob("*.py") if ".venv" not in file.parts}
+    for span in spans(page):
+        if re.fullmatch(r"[\w/.]+\.py", span):
+            assert any(f"/{file}".endswith(f"/{span}") for file in files), span
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    assert set(PAGES) - {"README.md"} <= set(re.findall(r"\]\(([^)#]+)", README))
+
+
+def test_every_script_and_every_module_has_its_line() -> None:
+    for script in (ROOT / "examples").glob("*.py"):
+        assert f"| `{script.name}` |" in EXAMPLES, script.name
+    table_of_modules = PAGES["CONTRIBUTING.md"].split("## Where things are")[1].split("\n## ")[0]
+    for file in (ROOT / "dropblock_inject").rglob("*.py"):
+        if not file.name.startswith("__"):
+            assert f"`{file.name}`" in table_of_modules, file
+        if file.parent.parent == ROOT / "dropblock_inject":
+            assert f"| `{file.parent.name}/` |" in table_of_modules, file.parent
+
+
+# Python
+
+
+def test_the_first_lines_run_and_print_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("README.md", "python")
+    (printed,) = (text for text in blocks("README.md") if text.startswith("DropBlock in ResNet"))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert capsys.readouterr().out == printed
     assert {site.keep_prob for site in dropblock_sites(names["model"])} == {0.975, 0.9}
 
 
-def test_the_table_is_what_it_prints() -> None:
-    torchvision = pytest.importorskip("torchvision")
-    table = next(text for kind, text in BLOCKS if not kind and text.startswith("DropBlock in ResNet"))
-    assert str(inject_dropblock(torchvision.models.resnet18())) == table.strip()
+@pytest.mark.filterwarnings("ignore")  # those of the trainers
+@pytest.mark.parametrize("code", blocks("examples/README.md", "python"), ids=lambda code: code.split("\n")[0])
+def test_the_lines_of_the_examples_page_run(code: str, tmp_path: Path) -> None:
+    if "lightning" in code:
+        pytest.importorskip("lightning")
+    model = torchvision.models.resnet18()
+    names: dict[str, Any] = {
+        "__name__": "page",
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "data_loader": [0, 1],
+        "args": SimpleNamespace(epochs=2, start_epoch=1),
+        **{"num_epochs": 2, "updates_per_epoch": 2, "start_epoch": 1},
+    }
+    if "transformers" in code:
+        transformers = pytest.importorskip("transformers")
+        pytest.importorskip("accelerate")
+        names["arguments"] = transformers.TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+        names["data"] = [{"pixel_values": torch.empty(3, 224, 224), "labels": 0}]
+    exec(code, names)
+    if "transformers" in code or "attach(optimizer)" in code.split("\n")[-2]:
+        assert len(dropblock_sites(model)) == 12
+    if "# before the line" in code:
+        assert names["schedule"].last_step == 2
+        names["optimizer"].step()
+        assert names["schedule"].last_step == 3
 
 
 def test_the_own_network_trains_stops_and_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(next(text for _, text in BLOCKS if "# net.py" in text), names)
+    exec(next(code for code in blocks("examples/README.md", "python") if "# net.py" in code), names)
     batches = [(torch.randn(4, 3, 32, 32), torch.randint(10, (4,))) for _ in range(8)]
     trace: list[float] = []
     step = KeepProbSchedule.step
@@ -66,29 +179,339 @@ def test_the_own_network_trains_stops_and_goes_on(monkeypatch: pytest.MonkeyPatc
     assert plan_dropblock(net, -1, example_input=torch.empty(1, 3, 32, 32))
 
 
-def test_the_commands_are_understood() -> None:
-    lines = [line.split(" #")[0] for _, text in BLOCKS for line in text.splitlines() if line.startswith("dropblock-")]
-    assert len(lines) >= 5
-    for line in lines:
-        _parser().parse_args(shlex.split(line)[1:])
+def test_the_patterns_mean_what_their_comments_say() -> None:
+    code = next(code for code in blocks("examples/README.md", "python") if "layer4.*.conv2" in code)
+    plans: list[list[str]] = []
+    names = {"plan_dropblock": lambda model, **asked: plans.append([s.host for s in plan_dropblock(model, **asked)])}
+    exec(code.replace("from dropblock_inject import plan_dropblock", ""), names)
+    assert plans == [
+        ["layer4.0.bn2", "layer4.1.bn2", "layer4.2.bn2"],
+        ["layer4.1.bn2", "layer4.1.bn3", "layer4.1"],
+        [f"layer{stage}.0.{host}" for stage in (3, 4) for host in ("bn1", "bn2", "bn3", "downsample")],
+        [f"layer4.0.{host}" for host in ("bn1", "bn2", "bn3", "downsample")]
+        + ["layer4.2.bn1", "layer4.2.bn2", "layer4.2.bn3", "layer4.2"],
+        [f"layer{stage}.{block}.bn3" for stage, count in ((3, 6), (4, 3)) for block in range(count)],
+    ]
 
 
-@pytest.mark.parametrize("page", ["README.md", "dropblock_inject/README.md", "examples/peers.md"])
-def test_links_lead_somewhere(page: str) -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
-    for target in targets:
-        assert target.startswith("https://") or (ROOT / page).parent.joinpath(target).is_file(), target
+def test_the_tables_of_arguments_and_calls() -> None:
+    parameters = inspect.signature(inject_dropblock).parameters
+    section = README.split("## The arguments")[1].split("\n## ")[0]
+    shown = re.findall(r"^\| `(\w+)=([^`]*)`(?:, `(\w+)=`)? \|", section, flags=re.MULTILINE)
+    for name, default, other in shown:
+        assert parameters[name].default == (eval(default) if default else None)
+        assert not other or parameters[other].default is None
+    named = {name for name, _, _ in shown} | {other for _, _, other in shown} | set(re.findall(r"\w+", section))
+    assert set(parameters) - {"model", "strict", "layer_options"} <= named
+    public = set(dropblock_inject.__all__)
+    called = {name for name in public if f"`{name}" in section}
+    assert {name for name in public if not name.endswith("Error") and name[0] not in "IS"} <= called | {
+        "inject_dropblock"
+    }
 
 
-def test_every_example_is_named() -> None:
-    for script in (ROOT / "examples").glob("*.py"):
-        assert f"{script.name}`" in README, script.name
+# Commands
 
 
-def test_the_study_is_what_its_runs_say() -> None:
-    order = {part: [setting.name for setting in settings] for part, settings in PARTS.items()}
-    results = Results(ROOT / "examples" / "study" / "fashion-mnist.csv", order)
-    assert results.as_markdown() in README
-    for columns in results.parts.values():
-        for settings in columns.values():
-            assert min(map(len, settings.values())) >= 5
+class Parsed(BaseException):
+    """A script has understood its command line."""
+
+
+PROGRAMS = ("dropblock-inject", "mypy", "pip", "pytest", "python", "ruff", "torchrun")
+
+
+def commands(page: str) -> list[str]:
+    lines = [line for text in blocks(page) for line in text.splitlines()] + spans(page)
+    found = [part.strip() for line in lines for part in line.split("&&")]
+    return [part for part in found if re.match(rf"([A-Z_]+=\S+ )*({'|'.join(PROGRAMS)}) ", part)]
+
+
+@pytest.mark.parametrize(
+    "command", sorted({command for page in PAGES for command in commands(page)} - {"python peers.py --markdown"})
+)
+def test_a_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command.split(" > ")[0], comments=True)
+    words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+    program, *arguments = words
+    if program == "dropblock-inject":
+        parser().parse_args(arguments)
+    elif program == "pip":
+        extras = [extra for word in arguments for extra in ",".join(re.findall(r"\[(.*)\]", word)).split(",") if extra]
+        assert all(re.search(rf"^{extra} = \[", PROJECT, flags=re.MULTILINE) for extra in extras)
+    elif program == "pytest":
+        for option, value in pairwise(arguments):
+            if option == "-m":
+                assert f'"{value}: ' in PROJECT
+            if option == "--hypothesis-profile":
+                assert f'"{value}"' in (ROOT / "tests" / "conftest.py").read_text()
+        assert all((ROOT / word).is_file() for word in arguments if word.endswith(".py"))
+    elif program in ("python", "torchrun"):
+        script = next(word for word in arguments if word.endswith(".py"))
+        if "benchmarks" in script:
+            pytest.importorskip("dropblock")
+        understood(ROOT / script, arguments[arguments.index(script) + 1 :], monkeypatch)
+
+
+def understood(script: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a script up to where it has parsed its arguments."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self: argparse.ArgumentParser, *given: Any) -> None:
+        parse(self, *given)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    monkeypatch.syspath_prepend(str(script.parent))
+    with pytest.raises(Parsed):
+        runpy.run_path(str(script), run_name="__main__")
+
+
+def test_there_are_commands() -> None:
+    count = Counter(re.sub(r"([A-Z_]+=\S+ )*", "", command).split()[0] for page in PAGES for command in commands(page))
+    assert set(count) == set(PROGRAMS)
+    assert count["python"] >= 10
+    assert count["dropblock-inject"] >= 6
+
+
+# The study
+
+BASELINE, SCHEDULED, CONSTANT, BOTH = (
+    *("baseline", "DropBlock, scheduled", "DropBlock, constant"),
+    "DropBlock, scheduled + label smoothing",
+)
+DROPOUT = {"Dropout (block_size=1)", "Dropout (torch's)"}
+SPATIAL = {"SpatialDropout (block as the map)", "SpatialDropout (torch's Dropout2d)"}
+SETTINGS = {part: [setting.name for setting in settings] for part, settings in regularizers.PARTS.items()}
+TABLE, SWEEPS = SETTINGS["table"], SETTINGS["sweeps"]
+RESULTS = ROOT / "examples" / "study" / "fashion-mnist.csv"
+RUNS: dict[tuple[str, str], dict[str, float]] = {}
+for run in csv.DictReader(RESULTS.read_text().splitlines()):
+    RUNS.setdefault((run["network"], run["setting"]), {})[run["seed"]] = float(run["accuracy"])
+
+
+def difference(network: str, setting: str, reference: str) -> tuple[float, float]:
+    """The mean over the seeds of the difference between two runs of the same seed, and its standard error."""
+    left, right = RUNS[network, setting], RUNS[network, reference]
+    assert left.keys() == right.keys() == set("01234")
+    differences = [left[seed] - right[seed] for seed in left]
+    return mean(differences), stdev(differences) / len(differences) ** 0.5
+
+
+def is_shown(network: str, setting: str, reference: str) -> bool:
+    value, error = difference(network, setting, reference)
+    return abs(value) > 2 * error
+
+
+def figure(network: str, setting: str, reference: str) -> str:
+    value, error = difference(network, setting, reference)
+    return f"{value:+.2f} ± {error:.2f}"
+
+
+def test_the_accuracies_of_the_study() -> None:
+    for part in Results(RESULTS, SETTINGS).as_markdown().split("\n\n"):
+        assert part in STUDY
+
+
+@pytest.mark.parametrize("reference", [BASELINE, SCHEDULED])
+def test_the_differences_of_the_study(reference: str) -> None:
+    def cell(network: str, setting: str) -> str:
+        if (network, setting) not in RUNS:
+            return ""
+        text = figure(network, setting, reference)
+        return f"**{text}**" if is_shown(network, setting, reference) else text
+
+    lines = ["| difference, points | plain | resnet | lite0 |", "|---|---|---|---|"]
+    for setting in [*TABLE, *SWEEPS]:
+        if setting != reference:
+            lines.append(f"| {setting} | {' | '.join(cell(net, setting) for net in ('plain', 'resnet', 'lite0'))} |")
+    assert "\n".join(lines) in STUDY
+
+
+# Every figure with an error in a sentence: the words around it, what less what, and whether a difference is shown.
+# After "by" and "lost" it has no sign.
+CLAIMS = {
+    "README.md": [
+        ("a network with shortcuts | {} |", "resnet", SCHEDULED, BASELINE, True),
+        ("a network without shortcuts | {}: no gain shown", "plain", SCHEDULED, BASELINE, False),
+        ("label smoothing: {} |", "plain", "label smoothing", BASELINE, True),
+        ("| {} in the last stage: no gain shown", "lite0", "last stage only", BASELINE, False),
+        ("With a constant keep_prob the fine-tuning lost {} points", "lite0", SCHEDULED, CONSTANT, True),
+        ("At 0.8 the fine-tuning lost {} points", "lite0", SCHEDULED, "keep_prob 0.8", True),
+        ("at 0.7 the training from scratch lost {}.", "resnet", SCHEDULED, "keep_prob 0.7", True),
+    ],
+    "examples/study/README.md": [
+        ("scheduled DropBlock was better than no regulariser, by {} points", "resnet", SCHEDULED, BASELINE, True),
+        ("and no regulariser no difference is shown ({}).", "plain", SCHEDULED, BASELINE, False),
+        ("Label smoothing was better than none, by {}.", "plain", "label smoothing", BASELINE, True),
+        ("the difference is {} in two stages", "lite0", SCHEDULED, BASELINE, False),
+        ("and {} in the last stage alone", "lite0", "last stage only", BASELINE, False),
+        ("constant less scheduled is {} in `plain`", "plain", CONSTANT, SCHEDULED, False),
+        ("in `plain`, {} in `resnet`", "resnet", CONSTANT, SCHEDULED, False),
+        ("and {} in `lite0`. A difference is shown in one network of three", "lite0", CONSTANT, SCHEDULED, True),
+        ("0.7 was worse than 0.9 in both networks, by {} in `resnet`", "resnet", SCHEDULED, "keep_prob 0.7", True),
+        ("in `resnet` and by {} in `lite0`.", "lite0", SCHEDULED, "keep_prob 0.7", True),
+        ("0.8 was worse in `lite0`, by {}.", "lite0", SCHEDULED, "keep_prob 0.8", True),
+        ("0.9 no difference is shown: {} in `resnet`", "resnet", "keep_prob 0.95", SCHEDULED, False),
+        ("`resnet`, {} in `lite0`.", "lite0", "keep_prob 0.95", SCHEDULED, False),
+    ],
+}
+
+
+@pytest.mark.parametrize("page", CLAIMS)
+def test_the_figures_in_the_sentences_about_the_study(page: str) -> None:
+    text = one_line(PAGES[page])
+    for words, network, setting, reference, shown in CLAIMS[page]:
+        found = figure(network, setting, reference)
+        if "by {}" in words or "lost {}" in words:
+            found = found.removeprefix("+")
+        assert words.format(found) in text
+        assert is_shown(network, setting, reference) == shown
+    sentences = re.sub(r"^\|.*|.*, with the standard error: .*", "", STUDY, flags=re.MULTILINE)
+    text = text if page == "README.md" else one_line(sentences)
+    assert len(re.findall(r"\d ± \d", text)) == len(CLAIMS[page])
+
+
+# The sentences without figures: of these settings, those that were better or worse than the reference.
+@pytest.mark.parametrize(
+    ("network", "reference", "settings", "better", "worse"),
+    [
+        ("resnet", SCHEDULED, {*TABLE} - {BOTH}, set(), {BASELINE, "DropPath", *SPATIAL}),
+        ("plain", BASELINE, {*TABLE} - {BOTH}, {"label smoothing"}, DROPOUT),
+        (
+            "lite0",
+            BASELINE,
+            {*TABLE, *SWEEPS} - {"keep_prob 0.8", "keep_prob 0.7"},
+            set(),
+            {"Dropout (torch's)", *SPATIAL, CONSTANT, BOTH},
+        ),
+        ("resnet", SCHEDULED, {*SWEEPS}, set(), {"keep_prob 0.7"}),
+        ("lite0", SCHEDULED, {*SWEEPS}, set(), {"keep_prob 0.7", "keep_prob 0.8"}),
+    ],
+)
+def test_the_verdicts_of_the_study(network: str, reference: str, settings: set, better: set, worse: set) -> None:
+    differences = {s: difference(network, s, reference) for s in settings - {reference} if (network, s) in RUNS}
+    assert {setting for setting, (value, error) in differences.items() if value > 2 * error} == better
+    assert {setting for setting, (value, error) in differences.items() if value < -2 * error} == worse
+
+
+@pytest.mark.parametrize("network", ["plain", "resnet", "lite0"])
+def test_our_dropout_and_torch_s_agree(network: str) -> None:
+    for ours, torch_s in SAME:
+        assert not is_shown(network, ours, torch_s)
+    assert "No difference to torch's own layers is shown" in one_line(STUDY)
+
+
+def test_the_settings_that_the_study_advises() -> None:
+    assert "`presets.SMALL_IMAGES`: last two stages, keep_prob 0.9, blocks of half the map" in README
+    small = dict(presets.SMALL_IMAGES)
+    assert (small["stages"], small["keep_prob"], small["block_size"]) == ((-2, -1), 0.9, 0.5)
+    assert dict(presets.FINE_TUNING) == {**small, "stages": (-1,)}
+    defaults = inspect.signature(inject_dropblock).parameters
+    assert all(defaults[name].default == value for name, value in presets.PAPER.items())
+
+
+# Other tables and figures
+
+
+def test_the_families() -> None:
+    page = PAGES["tests/README.md"]
+    header, rule, *_ = table.for_readme([]).splitlines()
+    body = page.split(f"{header}\n{rule}\n")[1].split("\n\n")[0].splitlines()
+    counts = {line.split(" | ")[0].strip("| "): int(line.split(" | ")[1]) for line in body}
+    refused = re.search(r"Refused, having no convolutional trunk \((\d+) models\): (.*)\.", one_line(page))
+    counts_refused = {name: int(n) for name, n in (entry.rsplit(" ", 1) for entry in refused[2].split(", "))}
+    assert int(refused[1]) == sum(counts_refused.values())
+    sums = f"{sum(counts.values())} passed, {sum(counts_refused.values())} refused"
+    assert f"{sum(counts.values()) + sum(counts_refused.values())} models: {sums} as they should be, 0 failed" in page
+    assert f"{sum(counts.values())} models pass, and {sum(counts_refused.values())} without" in one_line(README)
+    if (timm.__version__, torchvision.__version__.split(".")[:2]) == ("1.0.31", ["0", "29"]):
+        assert Counter(model.family for model in all_models()) == {**counts, **counts_refused}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["timm:resnetv2_18", "timm:vgg11", "timm:test_convnext", "torchvision:efficientnet_b0", "torchvision:raft_small"],
+)
+def test_rows_of_the_families(name: str) -> None:
+    model = Model(*name.split(":"))
+    net, example = model.build("meta"), model.example_input("meta")
+    stages = find_stages(net, example)
+    plan = plan_dropblock(net, [stage.index for stage in stages], example_input=example)
+    sites = {stage.index: Counter(site.where for site in plan if site.stage == stage.index) for stage in stages}
+    record = {
+        "model": name,
+        "family": model.family,
+        "parameters": 0,
+        "stages": [
+            (stage.index, stage.reduction, stage.channels, stage.map_size, len(stage.blocks)) for stage in stages
+        ],
+        "sites": {str(index): found for index, found in sites.items()},
+    }
+    row = table.for_readme([record]).splitlines()[2]
+    assert re.sub(r"\| 1 \|", "| N |", row, count=1) in re.sub(
+        r"^(\| [\w.]+ \|) \d+ \|", r"\1 N |", PAGES["tests/README.md"], flags=re.M
+    )
+
+
+def test_the_kept_shares(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(kept_share, "BLOCKS", (7,))
+    monkeypatch.setattr(kept_share, "KEEP_PROBS", (0.9, 0.5))
+    monkeypatch.setattr(sys, "argv", ["kept_share.py", "--pixels", "1000000"])
+    kept_share.main()
+    header, *printed = capsys.readouterr().out.splitlines()
+    page = next(text for text in blocks("tests/benchmarks/README.md") if "mean error" in text).splitlines()
+    assert page[0] == header
+    for line, shown in zip(printed, page[1:], strict=True):
+        assert line[:18] == shown[:18]
+        assert list(map(float, line.split()[-4:])) == pytest.approx(list(map(float, shown.split()[-4:])), abs=0.012)
+
+
+def test_the_ratios_of_the_costs() -> None:
+    page = PAGES["tests/benchmarks/README.md"]
+    rows = [re.findall(r"([\d.]+) \(([\d.]+)x\)", line) for line in page.splitlines() if "x)" in line]
+    assert len(rows) == 9
+    for row in rows:
+        for (milliseconds, ratio), (floor, _) in zip(row, rows[0], strict=True):
+            exact = float(milliseconds) / float(floor)
+            assert float(ratio) == pytest.approx(exact, abs=0.005 + 0.004 * exact)  # both are rounded
+    steps = re.findall(r"^\| (\w.*) \| (.*), \d+ sites \| (\d+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
+    assert len(steps) == 8
+    plain = {network: int(milliseconds) for network, kind, milliseconds, _ in steps if kind == "none"}
+    for network, _, milliseconds, ratio in steps:
+        assert float(ratio) == pytest.approx(int(milliseconds) / plain[network], abs=0.002)
+
+
+def test_the_figures_about_other_layers() -> None:
+    section = one_line(README.split("## Why not")[1].split("\n## ")[0])
+    peers, costs = PAGES["examples/peers.md"], PAGES["tests/benchmarks/README.md"]
+    for words, page, row in (
+        (
+            "keeps 0.0699 of a 7x7 map where 0.9 is",
+            peers,
+            "| keeps 7 % where 90 % are asked for | `kept(their_drop(torch.ones(2**16, 1, 7, 7), 0.1, 7))` | 0.0699 |",
+        ),
+        ("9 of the paper's 36 layers", peers, "| 9 of the paper's 36 places in a ResNet-50, none on a shortcut |"),
+        (
+            "keeps 0.641 of a 14x14 map where 0.5",
+            peers,
+            "`kept(their_drop(torch.ones(2**16, 1, 14, 14), 0.5, 7))` | 0.641 |",
+        ),
+        ("1.066 times as long with this package", costs, "| resnet50 | dropblock_inject, 36 sites | 1331 | 1.066 |"),
+        ("1.583 times with torchvision's", costs, "| resnet50 | torchvision's layer, 36 sites | 1976 | 1.583 |"),
+    ):
+        assert words in section
+        assert row in page
+
+
+def test_the_versions() -> None:
+    section = one_line(README.split("## Versions")[1].split("\n## ")[0])
+    for words, requirement in (
+        (r"Python ([\d.]+) or later", 'requires-python = ">={}"'),
+        (r"torch ([\d.]+) or later", '"torch>={}"'),
+        (r"timm ([\d.]+) ", '"timm>={}"'),
+        (r"torchvision ([\d.]+) or later", '"torchvision>={}"'),
+    ):
+        found = re.search(words, section)
+        assert found
+        assert requirement.format(found[1]) in PROJECT

@@ -13,7 +13,7 @@ from .feature_maps import Geometry
 
 
 @dataclass(eq=False)
-class Unit:
+class ConvNormAct:
     """A convolution with the normalisation and the activation that follow it, where it has them.
 
     Attributes:
@@ -101,7 +101,7 @@ def _frozen_norm(op: Op) -> Value | None:
     return None
 
 
-def find_units(trace: Trace, geometry: Geometry) -> list[Unit]:
+def find_units(trace: Trace, geometry: Geometry) -> list[ConvNormAct]:
     """The convolution units on feature maps in a trace, in the order of execution.
 
     A linear layer over the channels of a map whose channels come last is one of a 1x1 convolution.
@@ -116,9 +116,9 @@ def find_units(trace: Trace, geometry: Geometry) -> list[Unit]:
     scores = _attention_scores(trace)
     for op in trace.ops:
         if op.kind == "convolution" and geometry.map_of(op.outputs[0]) and op.inputs[0] not in scores:
-            units.append(Unit(op, _put_out(op)))
+            units.append(ConvNormAct(op, _put_out(op)))
         elif op.index in linear:
-            units.append(Unit(op, linear[op.index]))
+            units.append(ConvNormAct(op, linear[op.index]))
     return units
 
 

@@ -10,7 +10,8 @@ from math import log2, prod
 from ..tracing.operations import MOVES, RESAMPLES, RESIZES
 from ..tracing.trace import Trace, Value, ancestors, first_convolution
 
-_SLACK = 2  # pixels by which an axis may be off: 106 px give maps of 4, where padding is missing some more are lost
+# In pixels: 106 pixels give maps of 4, and each convolution without padding takes some more.
+_SIZE_TOLERANCE = 2
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Geometry:
 
     image_size: tuple[int, ...]
     batches: frozenset[int]
-    _known: dict[Value, float] = field(default_factory=dict, repr=False, compare=False)
+    _seen: dict[Value, float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, trace: Trace) -> Geometry | None:
@@ -87,7 +88,7 @@ class Geometry:
         if len(size) == 1:
             return True
         (short, of_short), (long, of_long) = sorted(zip(self.image_size[-2:], size[-2:], strict=True))
-        return abs(of_short - of_long * short / long) <= _SLACK
+        return abs(of_short - of_long * short / long) <= _SIZE_TOLERANCE
 
     def _log_reduction(self, value: Value) -> float:
         """log2 of the reduction: step by step along the way from the image, so that missing padding adds up to nothing.
@@ -95,15 +96,15 @@ class Geometry:
         Where that way is lost, in windows or tokens, by the ratio of the sizes.
         """
         way = [value]
-        while way[-1] not in self._known:
+        while way[-1] not in self._seen:
             before = self._map_before(way[-1])
             if before is None:
-                self._known[way[-1]] = self._halvings(self.image_size, way[-1])
+                self._seen[way[-1]] = self._halvings(self.image_size, way[-1])
                 break
             way.append(before)
         for before, after in pairwise(reversed(way)):
-            self._known[after] = self._known[before] + self._step(before, after)
-        return self._known[value]
+            self._seen[after] = self._seen[before] + self._step(before, after)
+        return self._seen[value]
 
     def _map_before(self, value: Value) -> Value | None:
         """The map that this one was made of, if the operation says how their resolutions are related."""

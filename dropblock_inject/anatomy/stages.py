@@ -16,11 +16,9 @@ from ..tracing.example_input import failure_of, shapes_of, trace_model
 from ..tracing.trace import Trace
 from .blocks import Block
 from .feature_maps import Geometry
+from .stage_numbers import stage_numbers
 from .timm_feature_info import levels_cut_off
 from .trunk import find_trunk_levels
-
-_DEEPEST_STAGE = 4
-_DEEPEST_LEVEL = 5  # log2 of reduction 32
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
             _last(by_level[level]).map.channels,
             Counter(block.map.size for block in by_level[level]).most_common(1)[0][0],
         )
-        for index, level in zip(_numbers(levels + cut_off), levels, strict=False)
+        for index, level in zip(stage_numbers(levels + cut_off), levels, strict=False)
     ]
     return Trunk(stages, [by_level[level] for level in levels], trace, geometry)
 
@@ -157,12 +155,3 @@ def _reduction(blocks: list[Block], level: int) -> int:
     """That of most of the blocks of a level, as it would be without dilation."""
     reductions = Counter(round(2 ** (block.map.log_reduction + level - block.map.level)) for block in blocks)
     return reductions.most_common(1)[0][0]
-
-
-def _numbers(levels: list[int]) -> list[int]:
-    """The stage numbers of the levels of a trunk."""
-    if levels[-1] == _DEEPEST_LEVEL:
-        return [level - 1 for level in levels]
-    if levels[-1] > _DEEPEST_LEVEL or len(levels) >= _DEEPEST_STAGE:
-        return list(range(_DEEPEST_STAGE + 1 - len(levels), _DEEPEST_STAGE + 1))
-    return list(range(1, len(levels) + 1))

@@ -35,14 +35,14 @@ def levels_cut_off(model: nn.Module, lowest: int, block: str) -> list[int]:
     return cut_off
 
 
-def strides_given_up(model: nn.Module) -> dict[str, int]:
+def strides_dilated_away(model: nn.Module) -> dict[str, int]:
     """By the prefix of a stage's blocks, how many halvings ``output_stride`` took from it, dilated or not."""
     entries = _feature_info(model)
     if not entries or entries[-1]["reduction"] >= _MOST_REDUCED:
         return {}
     names = dict(model.named_modules())
     same = [entry for entry in entries if entry["reduction"] == entries[-1]["reduction"]]
-    given_up = {}
+    dilated_away = {}
     for count, (before, entry) in enumerate(pairwise(same), 1):
         if entry["num_chs"] == before["num_chs"]:
             return {}
@@ -50,8 +50,8 @@ def strides_given_up(model: nn.Module) -> dict[str, int]:
         following = re.sub(r"\d+$", lambda number: str(int(number[0]) + 1), before["module"])
         if entry["module"] != following and (entry is not same[-1] or following not in names):
             return {}
-        given_up[f"{following}."] = count
-    return given_up
+        dilated_away[f"{following}."] = count
+    return dilated_away
 
 
 def _feature_info(model: nn.Module) -> list[dict[str, Any]]:

@@ -10,11 +10,11 @@ from torch import nn
 from ..errors import NoTrunkError
 from ..tracing.operations import RESAMPLES
 from ..tracing.trace import Trace, Value, ancestors
-from .blocks import Block, Blocks, around, find_blocks, rows_of, rows_of_blocks
+from .blocks import Block, Blocks, enclosing_calls, enclosing_sequences, find_blocks, sequences_of_blocks
 from .families import EMBEDDINGS, TRUNKS
 from .feature_maps import Geometry
 from .residual_adds import count_residuals
-from .timm_feature_info import strides_given_up
+from .timm_feature_info import strides_dilated_away
 
 
 def find_trunk_levels(model: nn.Module, trace: Trace, geometry: Geometry | None) -> dict[int, list[Block]]:
@@ -32,7 +32,7 @@ def find_trunk_levels(model: nn.Module, trace: Trace, geometry: Geometry | None)
     """
     found = find_blocks(trace, geometry) if geometry is not None else Blocks([], [], [])
     trunks = _children(trace, TRUNKS)
-    found = found.those(lambda block: all(_is_in(block, trunks[m]) for m in trunks if block.name.startswith(m)))
+    found = found.filter(lambda block: all(_is_in(block, trunks[m]) for m in trunks if block.name.startswith(m)))
     if any(_convolves(block) for block in found.residual):
         blocks = found.residual + _beside(found.residual, found.composite, trace)
     else:
@@ -43,7 +43,7 @@ def find_trunk_levels(model: nn.Module, trace: Trace, geometry: Geometry | None)
             "convolution units on feature maps, which is what DropBlock drops parts of. For a transformer use drop "
             "path (stochastic depth)"
         )
-    return _leading_down(_by_level(sorted(blocks, key=lambda block: block.place), strides_given_up(model)))
+    return _leading_down(_by_level(sorted(blocks, key=lambda block: block.place), strides_dilated_away(model)))
 
 
 def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
@@ -52,14 +52,14 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
     if embeddings:
         return [block for block in found.single if _is_in(block, embeddings)]
     raised = _behind_upsampling(trace)
-    found = found.those(lambda block: block.output[1] not in raised)  # not in a decoder
+    found = found.filter(lambda block: block.output[1] not in raised)  # not in a decoder
     blocks = found.composite or [block for block in found.single if not block.units[0].cuts_patches]
     # What neither norm nor activation follows is linear: an embedding of positions, a change of resolution.
     units = [unit for block in blocks for unit in block.units if unit.tail(block.scope) is not unit.convolved]
-    joins = count_residuals(trace)
-    if joins > len(units):
+    adds = count_residuals(trace)
+    if adds > len(units):
         raise NoTrunkError(
-            f"no convolutional trunk in {model}: it has {joins} residual joins, and none of them adds what "
+            f"no convolutional trunk in {model}: it has {adds} residual adds, and none of them adds what "
             "convolutions made of a feature map to that map; its convolutions only cut patches, embed positions or "
             "change the resolution. That is a transformer or an MLP: use drop path (stochastic depth) for it"
         )
@@ -83,12 +83,12 @@ def _behind_upsampling(trace: Trace) -> set[Value]:
 
 def _children(trace: Trace, table: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """Of the modules that a table of families knows: the prefix of each, and those of its children."""
-    known = {}
+    found = {}
     for name, module in trace.modules.items():
         if type(module).__name__ in table:
             prefix = f"{name}.".lstrip(".")
-            known[prefix] = tuple(f"{prefix}{child}." for child in table[type(module).__name__])
-    return known
+            found[prefix] = tuple(f"{prefix}{child}." for child in table[type(module).__name__])
+    return found
 
 
 def _convolves(block: Block) -> bool:
@@ -96,16 +96,20 @@ def _convolves(block: Block) -> bool:
 
 
 def _beside(residual: list[Block], others: list[Block], trace: Trace) -> list[Block]:
-    """Of the blocks without a shortcut those like residual ones, in a row with them, or around such: no stem."""
+    """The blocks without a shortcut that belong to the trunk.
+
+    These are blocks of the same class as a residual block, blocks in the same sequence as one, and blocks that contain
+    one of these. The stem is none of them.
+    """
     kinds = {type(block.scope.module) for block in residual if block.name}
-    beside = [block for block in others if any(type(call.module) in kinds for call in around(block.scope))]
-    rows = rows_of_blocks([block.scope for block in residual + beside], trace)
-    beside += [block for block in others if block not in beside and not rows.isdisjoint(rows_of(block.name, trace))]
-    known = {block.scope for block in beside}
-    return [block for block in others if block in beside or any(block.scope.encloses(call) for call in known)]
+    beside = {block for block in others if any(type(call.module) in kinds for call in enclosing_calls(block.scope))}
+    sequences = sequences_of_blocks([block.scope for block in (*residual, *beside)], trace)
+    beside |= {block for block in others if not sequences.isdisjoint(enclosing_sequences(block.name, trace))}
+    scopes = [block.scope for block in beside]
+    return [block for block in others if block in beside or any(block.scope.encloses(scope) for scope in scopes)]
 
 
-def _by_level(blocks: list[Block], given_up: dict[str, int]) -> dict[int, list[Block]]:
+def _by_level(blocks: list[Block], dilated_away: dict[str, int]) -> dict[int, list[Block]]:
     """The blocks by log2 of the reduction that each would have if its stride had not been traded for dilation.
 
     The first block of a dilated stage still has the dilation of the stage before, so that the largest among the
@@ -123,7 +127,7 @@ def _by_level(blocks: list[Block], given_up: dict[str, int]) -> dict[int, list[B
     levels: dict[int, list[Block]] = defaultdict(list)
     for block in blocks:
         dilated = round(log2(largest[group(block)] / smallest))
-        said = max((count for prefix, count in given_up.items() if block.name.startswith(prefix)), default=0)
+        said = max((count for prefix, count in dilated_away.items() if block.name.startswith(prefix)), default=0)
         levels[block.map.level + max(dilated, said)].append(block)
     return dict(sorted(levels.items()))
 

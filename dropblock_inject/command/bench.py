@@ -1,10 +1,11 @@
-"""What drop_block costs on this machine, beside the floor under it and what others offer."""
+"""``dropblock-inject bench``: the time of drop_block on this machine, beside other layers that drop."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from statistics import median
 
@@ -12,21 +13,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import DropBlockValueError
 from ..ops.functional import drop_block
+from ..surgery.table import text_table
+from .arguments import CommandParser, integer
 
 FLOOR = "x * scalar"
 
 
-def interleaved(candidates: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median seconds of each candidate, run in turn for about so long, at least five times each.
+def add_arguments(parser: CommandParser) -> None:
+    names, shape = ("N", "C", "H", "W"), (32, 1024, 14, 14)
+    help = "of the feature maps (32 1024 14 14)"
+    parser.add_argument("--shape", type=integer(1), nargs=4, default=shape, metavar=names, help=help)
+    parser.add_option(drop_block, "keep_prob", "share of the map to keep", type=float, metavar="P")
+    parser.add_option(drop_block, "block_size", "pixels", type=integer(1), metavar="N")
+    parser.add_argument("--device", help="(cuda where there is one)")
+    parser.add_option(bench, "seconds", "time for all measurements", type=float, metavar="S")
 
-    The order is another one in each round: what a candidate leaves behind in caches and in the allocator's heap makes
-    the next one faster or slower.
+
+def run(arguments: Namespace) -> tuple[str, None]:
+    shape, keep_prob, block_size = arguments.shape, arguments.keep_prob, arguments.block_size
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    size = "x".join(map(str, shape))
+    try:
+        found = bench(shape, keep_prob, block_size, device, arguments.seconds)
+    except (AssertionError, RuntimeError) as error:  # no such device, or not enough memory
+        raise DropBlockValueError(f"maps of {size} on {device}: {str(error).splitlines()[0]}") from None
+    rows = [("forward and backward", "ms", f"times {FLOOR}")]
+    rows += [(name, f"{seconds * 1e3:.2f}", f"{seconds / found[FLOOR]:.2f}") for name, seconds in found.items()]
+    heading = f"{machine()}; {size}, keep_prob {keep_prob:g}, block {block_size}; medians of one run"
+    return "\n".join([heading, "", *text_table(rows, right={1, 2})]), None
+
+
+def interleaved(candidates: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Median seconds of each candidate. They run in turn for about `seconds`, at least five times each.
+
+    Each round has another order, because the caches and the heap that a candidate leaves behind make the next one
+    faster or slower.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     order, shuffle = list(candidates), random.Random(0).shuffle
     for run in candidates.values():
-        timed(run)  # a first time, for warming up
+        timed(run)  # warm-up
     started = time.perf_counter()
     while time.perf_counter() - started < seconds or len(times[order[0]]) < 5:
         shuffle(order)
@@ -36,7 +64,7 @@ def interleaved(candidates: dict[str, Callable[[], object]], seconds: float) -> 
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Seconds of one run, the GPU's work included."""
+    """Seconds of one run, including the work on the GPU."""
     synchronize()
     started = time.perf_counter()
     run()
@@ -50,7 +78,7 @@ def synchronize() -> None:
 
 
 def machine() -> str:
-    """What the figures were measured on, in words."""
+    """The version of torch and the processor, for a line above the figures."""
     where = f"{torch.get_num_threads()} CPU threads"
     if torch.cuda.is_available():
         where = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
@@ -58,13 +86,16 @@ def machine() -> str:
 
 
 def layers(keep_prob: float, block_size: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Ways to drop, each as a function of a feature map in training mode; of libraries those that are installed."""
+    """Layers that drop, as functions of a feature map in training mode, and a multiplication as the floor.
+
+    torchvision's layer is there if torchvision is installed and `block_size` is odd: it refuses even ones.
+    """
     found: dict[str, Callable[[Tensor], Tensor]] = {
         FLOOR: lambda x: x * 1.1,
         "dropblock_inject": lambda x: drop_block(x, keep_prob, block_size),
         "F.dropout": lambda x: F.dropout(x, 1 - keep_prob),
     }
-    if find_spec("torchvision"):
+    if find_spec("torchvision") and block_size % 2:
         from torchvision.ops import drop_block2d
 
         found["torchvision"] = lambda x: drop_block2d(x, 1 - keep_prob, block_size)
@@ -72,9 +103,9 @@ def layers(keep_prob: float, block_size: int) -> dict[str, Callable[[Tensor], Te
 
 
 def bench(
-    shape: tuple[int, int, int, int], keep_prob: float, block_size: int, device: str, seconds: float = 5.0
+    shape: Sequence[int], keep_prob: float, block_size: int, device: str, seconds: float = 5.0
 ) -> dict[str, float]:
-    """Median seconds forward and backward of each way, for a batch of feature maps (N, C, H, W)."""
+    """Median seconds of forward and backward pass of each layer, for feature maps of shape (N, C, H, W)."""
     x = torch.randn(shape, device=device, requires_grad=True)
     upstream = torch.randn_like(x)
 

@@ -1,36 +1,43 @@
-"""A model by its name: one of timm, one of torchvision, or what a function in a file makes."""
+"""A model from its name: one of timm, one of torchvision, or one that a function in a file makes; and its input."""
 
 from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
+from math import prod
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import DropBlockTypeError, DropBlockValueError
+from ..tracing.example_input import example_of_size
 
 LIBRARIES = ("timm", "torchvision")
+_MAX_PIXELS = 2**28
 
 
 def build_without_data(name: str) -> nn.Module:
-    """As :func:`build_model`, but a library's model has shapes only: even the largest is there in a moment."""
+    """Builds a model as :func:`build_model` does. A library's model has shapes only, so that the largest take no time.
+
+    Raises:
+        DropBlockValueError, DropBlockTypeError: as :func:`build_model`.
+    """
     if ".py:" in name:
         return _made_by_file(name, pretrained=False)
     find_model(name)
     try:
         with torch.device("meta"):
             return build_model(name)
-    except Exception:  # some constructors look at values
+    except Exception:  # some constructors read values
         return build_model(name)
 
 
@@ -44,8 +51,9 @@ def build_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mo
         options: for the constructor of the library, such as ``num_classes``.
 
     Raises:
-        DropBlockValueError: no such library, model, file or function; the closest names are offered.
-        DropBlockTypeError: the function made no module.
+        DropBlockValueError: no such library, model, file or function (the closest names are offered), or the code in
+            the file failed.
+        DropBlockTypeError: the function returned something else than a module.
     """
     if ".py:" in name:
         return _made_by_file(name, pretrained)
@@ -55,19 +63,24 @@ def build_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mo
             return import_module("timm").create_model(bare, pretrained=pretrained, **options)
         models = import_module("torchvision").models
         if not pretrained and "weights_backbone" in signature(models.get_model_builder(bare)).parameters:
-            options["weights_backbone"] = None  # else a detector downloads those
+            options["weights_backbone"] = None  # a detector downloads them otherwise
         return models.get_model(bare, weights="DEFAULT" if pretrained else None, **options)
-    except Exception as error:  # each way to download has its own
+    except Exception as error:  # each way to download has errors of its own
         if not pretrained:
             raise
         reason = str(error).strip().split("\n")[0]
         raise DropBlockValueError(
-            f"no pretrained weights for {name}: {reason}; check the connection, or give a file of weights"
+            f"no pretrained weights for {name}: {reason}; check the connection, or give a file of weights with "
+            "--checkpoint"
         ) from None
 
 
 def find_model(name: str) -> tuple[str, str]:
-    """The library that has the model, and its name there."""
+    """The library that has the model, and its name there.
+
+    Raises:
+        DropBlockValueError: no such library or model.
+    """
     library, _, bare = name.rpartition(":")
     if library and library not in LIBRARIES:
         raise DropBlockValueError(
@@ -81,11 +94,16 @@ def find_model(name: str) -> tuple[str, str]:
             f"{library or 'timm or torchvision'} is not installed: pip install {library or 'timm'}"
         )
     for found, names in candidates.items():
-        if bare.split(".")[0] in names:  # timm's names may say which weights, as in resnet50.a1_in1k
+        if bare.split(".")[0] in names:  # a timm name may end in the name of the weights, as in resnet50.a1_in1k
             return found, bare
-    close = get_close_matches(bare, sorted(set().union(*candidates.values())), n=4)
-    advice = f"did you mean {', '.join(close)}?" if close else "timm.list_models('*part*') finds names"
-    raise DropBlockValueError(f"unknown model {name}; {advice}")
+    advice = did_you_mean(bare, sorted(set().union(*candidates.values())))
+    raise DropBlockValueError(f"unknown model {name}{advice or '; timm.list_models() and its like have the names'}")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The names closest to a misspelt one, as the end of a message; empty if none is close."""
+    close = get_close_matches(name, names, n=4)
+    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def _names(library: str) -> list[str]:
@@ -99,14 +117,12 @@ def _made_by_file(name: str, pretrained: bool) -> nn.Module:
         raise DropBlockValueError(f"pretrained weights are for models of a library; let {function}() load its own")
     if not Path(file).is_file():
         raise DropBlockValueError(f"no file {file}")
-    with _importable(Path(file).resolve().parent), _said_briefly(file):
+    with _importable(Path(file).resolve().parent), in_one_line(file):
         found = runpy.run_path(file)
     functions: dict[str, Callable[[], Any]] = {key: value for key, value in found.items() if callable(value)}
     if function not in functions:
-        close = get_close_matches(function, functions, n=4)
-        advice = f"; did you mean {', '.join(close)}?" if close else ""
-        raise DropBlockValueError(f"no function {function!r} in {file}{advice}")
-    with _importable(Path(file).resolve().parent), _said_briefly(f"{function}() of {file}"):
+        raise DropBlockValueError(f"no function {function!r} in {file}{did_you_mean(function, functions)}")
+    with _importable(Path(file).resolve().parent), in_one_line(f"{function}() of {file}"):
         model = functions[function]()
     if not isinstance(model, nn.Module):
         raise DropBlockTypeError(f"{name} made a {type(model).__name__}, not a torch.nn.Module")
@@ -115,7 +131,7 @@ def _made_by_file(name: str, pretrained: bool) -> nn.Module:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """As for a script: what lies beside it can be imported."""
+    """Modules in the folder can be imported, as from a script there."""
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -124,25 +140,26 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _said_briefly(what: str) -> Iterator[None]:
-    """Whatever goes wrong in the user's code, in a line."""
+def in_one_line(code: str) -> Iterator[None]:
+    """Any error of the user's code becomes an error of one line; so does an exit."""
     try:
         yield
-    except Exception as error:
-        raise DropBlockValueError(f"{what} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DropBlockValueError(f"{code} failed: {type(error).__name__}: {reason}") from error
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
-    """Loads a state dict from a file, without trust in it.
+    """Loads a state dict from a file that need not be trusted.
 
     Raises:
-        DropBlockValueError: the file holds none, or none of this model.
+        DropBlockValueError: the file holds no state dict, or one of another model.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DropBlockValueError(f"no file {file}") from None
-    except Exception:  # there is no telling what a corrupt file leads to
+    except Exception:  # a corrupt file leads to any error
         raise DropBlockValueError(f"{file} is no readable checkpoint of tensors and plain values") from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -155,3 +172,21 @@ def load_weights(model: nn.Module, file: Path) -> None:
             f"{file} is no checkpoint of this {type(model).__name__}: {shorten(reason, 300, placeholder=' …')}; a "
             "model with another classifier is made by FILE.py:FUNCTION"
         ) from None
+
+
+def example_of(model: nn.Module, image_size: Sequence[int] | None) -> Tensor | None:
+    """An image without data for the model.
+
+    Args:
+        image_size: its sides in pixels; a single number is height and width; None: no image.
+
+    Raises:
+        DropBlockValueError: the model takes images with another number of sides, or the image is too large.
+    """
+    if image_size is None:
+        return None
+    size = tuple(image_size) * (2 if len(image_size) == 1 else 1)
+    if prod(size) > _MAX_PIXELS:
+        shape = "x".join(map(str, size))
+        raise DropBlockValueError(f"an image of {shape} pixels is too large: it may have {_MAX_PIXELS} in all")
+    return example_of_size(model, size)

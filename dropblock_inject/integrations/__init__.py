@@ -1,4 +1,4 @@
-"""Callbacks for trainers, one file for each; nothing imports them, for they need the trainer's library.
+"""Callbacks for trainers, one file for each. The package imports none of them, because each needs its library.
 
 May import: training, placement, surgery, errors.
 """

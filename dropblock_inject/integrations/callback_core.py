@@ -1,4 +1,4 @@
-"""What the callbacks of all trainers share: injection and schedule, on a model that is theirs only for a while."""
+"""The core of the callbacks of all trainers: injection and schedule of the model that a trainer trains."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from torch import nn
 
 from ..errors import AlreadyInjectedError, DropBlockTypeError, DropBlockValueError
 from ..placement.plan import inject_dropblock, remove_dropblock
-from ..surgery.status import dropblock_sites
+from ..surgery.status import check_dropblock, dropblock_sites
 from ..training.schedule import KeepProbSchedule
 
 logger = logging.getLogger(__name__)
 
 
-class Driver:
-    """Injects and schedules when a trainer says so.
+class CallbackCore:
+    """Injects the model of a trainer and schedules its keep_prob.
 
     Args:
         stages: as in :func:`dropblock_inject.inject_dropblock`; None: the model is injected by other code.
-        schedule: arguments of :class:`dropblock_inject.KeepProbSchedule`; `total_steps` is else the trainer's.
-        verify: whether the first training steps are watched: a DropBlock that drops nothing is an error.
+        schedule: arguments of :class:`dropblock_inject.KeepProbSchedule`; the default of `total_steps` is the
+            trainer's number of optimizer steps.
+        verify: watch the first training steps; a DropBlock that drops nothing is an error.
         options: further arguments of ``inject_dropblock``.
     """
 
@@ -35,7 +36,7 @@ class Driver:
     ) -> None:
         if stages is None and options:
             raise DropBlockValueError(
-                f"stages=None says that the model is injected elsewhere; {', '.join(options)} would not be heeded"
+                f"stages=None says that the model is injected elsewhere; {', '.join(options)} would not have any effect"
             )
         if schedule is not None and not isinstance(schedule, Mapping):
             raise DropBlockTypeError(
@@ -46,15 +47,16 @@ class Driver:
         self.settings = {"verify": verify, **(schedule or {})}
         self.options = options
         self.schedule: KeepProbSchedule | None = None
-        self._sites: set[str] = set()  # what was injected here, by name
+        self._sites: set[str] = set()  # names of the DropBlocks that this object injected
 
     def inject(self, model: nn.Module) -> None:
-        """Sees to it that the model has live DropBlocks, those asked for.
+        """Injects the model. A model that this object has injected already is injected anew if a DropBlock is dead.
 
-        Where modules were replaced since (by a conversion to SyncBatchNorm, say), they are injected anew.
+        A conversion to SyncBatchNorm kills DropBlocks, for example, because it replaces modules.
 
         Raises:
-            AlreadyInjectedError: it has others.
+            AlreadyInjectedError: the model has DropBlocks that other code injected.
+            The errors of :func:`dropblock_inject.inject_dropblock`.
         """
         if self.stages is None:
             return
@@ -62,7 +64,7 @@ class Driver:
         if not {site.name for site in sites} <= self._sites:
             raise AlreadyInjectedError(
                 f"{type(model).__name__} has {len(sites)} DropBlocks that this callback did not inject; pass "
-                "stages=None to train with them as they are, or call remove_dropblock(model) before"
+                "stages=None to train with them as they are, or call remove_dropblock(model) first"
             )
         if sites and len(sites) == len(self._sites) and all(site.live for site in sites):
             return
@@ -73,7 +75,14 @@ class Driver:
         self._sites = {site.name for site in dropblock_sites(model)}
 
     def begin(self, model: nn.Module, total_steps: float, **settings: Any) -> KeepProbSchedule:
-        """The schedule of a training that begins or goes on."""
+        """The schedule of a training that begins, or continues from a checkpoint.
+
+        Raises:
+            DeadSiteError: a DropBlock no longer takes part in the forward pass.
+            DropBlockValueError: the number of optimizer steps is not known.
+            The errors of :class:`dropblock_inject.KeepProbSchedule`.
+        """
+        check_dropblock(model)
         settings = {"total_steps": total_steps, **self.settings, **settings}
         total_steps = settings["total_steps"]
         if not 0 < total_steps < float("inf"):
@@ -87,5 +96,5 @@ class Driver:
 
 
 def keep_prob_by_stage(model: nn.Module) -> dict[str, float]:
-    """What to log: the keep_prob of each stage as it is set now."""
+    """The keep_prob of each stage now, under the names for the log."""
     return {f"keep_prob/stage{site.stage}": site.keep_prob for site in dropblock_sites(model)}

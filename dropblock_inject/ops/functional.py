@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ..errors import DropBlockTypeError, DropBlockValueError
 from .gamma import block_size_in_force
-from .mask_spec import Rescale
+from .mask_spec import Options, Rescale
 from .operator import drop
 
 BlockSize = int | float | Sequence[int]
@@ -78,26 +78,28 @@ def drop_block(
         options |= {"channel_dim": channel_dim, "generator": generator, "inplace": inplace}
         return handle_torch_function(drop_block, (input,), input, keep_prob, block_size, **options)
     check_arguments(keep_prob, block_size, rescale)
-    spatial = _spatial_axes(input, channel_dim)
-    if not training or keep_prob == 1 or input.numel() == 0:
+    if not training:
         return input
-    map_size = tuple(input.shape[axis] for axis in spatial)
-    if isinstance(block_size, Sequence) and len(block_size) != len(spatial):
+    channel = _channel_axis(input, channel_dim)
+    if keep_prob == 1 or input.numel() == 0:
+        return input
+    map_size = input.shape[1:channel] + input.shape[channel + 1 :]
+    if isinstance(block_size, Sequence) and len(block_size) != len(map_size):
         raise DropBlockValueError(
             f"block_size={tuple(block_size)} has {len(block_size)} entries, but the input of shape "
-            f"{tuple(input.shape)} has {len(spatial)} spatial axes; give one entry per spatial axis, or one int"
+            f"{tuple(input.shape)} has {len(map_size)} spatial axes; give one entry per spatial axis, or one int"
         )
     if inplace:
         _refuse_inplace_where_it_cannot_be(input)
 
     block = block_size_in_force(block_size, map_size)
     seed = _random_seed(input.device, generator)
-    return drop(input, seed, keep_prob, inplace, block, per_channel, rescale, calibrated, channel_dim)
+    return drop(input, seed, keep_prob, inplace, Options(block, per_channel, rescale, calibrated, channel_dim))
 
 
 def check_arguments(keep_prob: float, block_size: BlockSize, rescale: Rescale) -> None:
     """Raises if an argument of :func:`drop_block` is wrong whatever the input."""
-    if isinstance(keep_prob, bool) or not isinstance(keep_prob, int | float):
+    if isinstance(keep_prob, bool) or not isinstance(keep_prob, (int, float)):
         raise DropBlockTypeError(f"keep_prob must be a float in (0, 1], got {keep_prob!r}")
     if not 0 < keep_prob <= 1:
         raise DropBlockValueError(
@@ -124,7 +126,7 @@ def check_arguments(keep_prob: float, block_size: BlockSize, rescale: Rescale) -
         raise DropBlockValueError(f"rescale must be 'batch', 'sample', 'expected' or None, got {rescale!r}")
 
 
-def _spatial_axes(input: Tensor, channel_dim: int) -> tuple[int, ...]:
+def _channel_axis(input: Tensor, channel_dim: int) -> int:
     if not isinstance(input, Tensor):
         raise DropBlockTypeError(f"drop_block expects a torch.Tensor, got {type(input).__name__}")
     if input.dim() not in (3, 4, 5):
@@ -140,7 +142,7 @@ def _spatial_axes(input: Tensor, channel_dim: int) -> tuple[int, ...]:
         raise DropBlockValueError(
             f"channel_dim={channel_dim} is not an axis after the batch of an input of shape {tuple(input.shape)}"
         )
-    return tuple(axis for axis in range(1, input.dim()) if axis != channel)
+    return channel
 
 
 def _random_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:

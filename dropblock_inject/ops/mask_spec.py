@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,16 @@ from torch import Tensor
 from .gamma import gamma
 
 Rescale = Literal["batch", "sample", "expected"] | None
+
+
+class Options(NamedTuple):
+    """What stays the same over a training; see :func:`dropblock_inject.drop_block`. The block size is that in force."""
+
+    block_size: tuple[int, ...]
+    per_channel: bool
+    rescale: Rescale
+    calibrated: bool
+    channel_dim: int
 
 
 @dataclass(frozen=True)
@@ -72,14 +82,11 @@ class MaskSpec:
 def mask_spec(
     shape: tuple[int, ...],
     dtype: torch.dtype,
-    channel_dim: int,
-    block: tuple[int, ...],
     keep_prob: float,
-    calibrated: bool,
-    per_channel: bool,
-    rescale: Rescale,
+    options: Options,
 ) -> MaskSpec:
     """The masks for a tensor of this shape and dtype; the other arguments are those of the operator."""
+    block, per_channel, rescale, calibrated, channel_dim = options
     channel = channel_dim % len(shape)
     map_size = tuple(size for axis, size in enumerate(shape) if axis not in (0, channel))
     probability = gamma(keep_prob, map_size, block, calibrated)

@@ -1,13 +1,14 @@
 """The operator as torch knows it: one operation that autograd, torch.compile and torch.export see as a whole.
 
-What is kept for the backward pass is the seed, 8 bytes, and where the blocks are if they are few: the backward pass is
-the same operation on the gradient, with the same mask.
+The backward pass is the same operation on the gradient, with the same mask. It needs the seed, 8 bytes, and takes the
+positions of the blocks where these are few. Numbers that decide on the mask are not saved in floating point:
+``torch.autograd.graph.saved_tensors_hooks`` may round those.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,17 +17,67 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
+from ..errors import DropBlockValueError
 from . import dense, sparse
-from .mask_spec import Rescale, mask_spec
+from .mask_spec import Options, mask_spec
 
 _LIBRARY = library.Library("dropblock_inject", "DEF")
-_ARGUMENTS = (
-    "Tensor seed, Tensor keep_prob, Tensor? scale, Tensor? blocks, bool remember, "
-    "SymInt[] block_size, bool per_channel, str? rescale, bool calibrated, int channel_dim"
+_OPTIONS = "SymInt[] block_size, bool per_channel, str? rescale, bool calibrated, int channel_dim"
+# Of compiled graphs. keep_prob is data, the bits of a float64: as a constant it would compile every step of a schedule.
+_LIBRARY.define(f"drop(Tensor input, Tensor seed, Tensor? scale, Tensor keep_prob, {_OPTIONS}) -> (Tensor, Tensor)")
+# Of the eager mode, called below autograd. The output may be the input.
+_LIBRARY.define(
+    "drop_to(Tensor input, Tensor(a!) output, Tensor seed, Tensor? scale, Tensor? blocks, "
+    f"float keep_prob, {_OPTIONS}) -> (Tensor, Tensor)"
 )
-_LIBRARY.define(f"drop(Tensor input, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)")
-_LIBRARY.define(f"drop_(Tensor(a!) input, {_ARGUMENTS}) -> (Tensor, Tensor)")
-_SMALL = 32  # times smaller than the tensor must what is remembered for the backward pass be
+_MAX_SAVED_FRACTION = 1 / 32  # of the bytes of a tensor: the blocks are saved for the backward pass up to this size
+
+
+def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, options: Options) -> Tensor:
+    """The masked and rescaled input.
+
+    Args:
+        input: feature maps.
+        seed: a random integer, on the device of the input. The mask is a function of it.
+        keep_prob: share of the map to keep, in (0, 1).
+        inplace: whether to overwrite the input.
+        options: the other parameters of the mask.
+    """
+    if torch.compiler.is_compiling():
+        # A tensor times a float is the one use of a float that stays data in a compiled graph.
+        bits = (torch.ones((), dtype=torch.float64, device="cpu") * keep_prob).view(torch.int64)
+        output, _ = torch.ops.dropblock_inject.drop(input, seed, None, bits, *options)
+        output = output.view_as(output)  # Dynamo sets no attributes on one output of several, and hooks may want to
+    elif inplace and not input._is_view():
+        return _Drop.apply(input, seed, None, None, True, keep_prob, options)[0]
+    else:
+        output, _, _ = _Drop.apply(input, seed, None, None, False, keep_prob, options)
+    return input.copy_(output) if inplace else output
+
+
+def _drop_to(
+    input: Tensor,
+    output: Tensor,
+    seed: Tensor,
+    scale: Tensor | None,
+    blocks: Tensor | None,
+    keep_prob: float,
+    block_size: Sequence[int],
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Writes the result to `output`. Returns the scale if it was not given, and the blocks if they are few."""
+    spec = mask_spec(tuple(input.shape), input.dtype, keep_prob, Options(tuple(block_size), *options))
+    nothing = torch.empty(0, dtype=torch.int64, device=input.device)
+    if input.device.type != "cpu":
+        used_scale = _backend(input.device).drop(input, output, seed, scale, spec)
+        return (used_scale if scale is None else nothing), nothing
+    if blocks is not None and scale is not None:
+        sparse.mask(input, output, blocks, scale, spec)
+        return nothing, nothing
+    blocks, compute_scale = sparse.find_blocks(output.stride(), seed, spec)
+    new_scale = compute_scale() if scale is None else nothing
+    sparse.mask(input, output, blocks, new_scale if scale is None else scale, spec)
+    return new_scale, blocks if blocks.nbytes <= output.nbytes * _MAX_SAVED_FRACTION else nothing
 
 
 @lru_cache
@@ -36,136 +87,123 @@ def _backend(device: torch.device) -> Any:
     return import_module(".triton_kernels", __package__) if has_triton else dense
 
 
-def _write(
-    input: Tensor,
-    output: Tensor,
-    seed: Tensor,
-    keep_prob: Tensor,
-    scale: Tensor | None,
-    blocks: Tensor | None,
-    remember: bool,
-    block_size: Sequence[int],
-    per_channel: bool,
-    rescale: Rescale,
-    calibrated: bool,
-    channel_dim: int,
-) -> tuple[Tensor, Tensor]:
-    """Writes the result to `output`; returns scale and blocks as far as they were not known and are to be."""
-    shape, block, kept = tuple(input.shape), tuple(block_size), keep_prob.item()
-    spec = mask_spec(shape, input.dtype, channel_dim, block, kept, calibrated, per_channel, rescale)
-    nothing = torch.empty(0, dtype=torch.int64, device=input.device)
-    if input.device.type != "cpu":
-        used = _backend(input.device).drop(input, output, seed, scale, spec)
-        return (used if scale is None else nothing), nothing
-    if blocks is not None and scale is not None:
-        sparse.mask(input, output, blocks, scale, spec)
-        return nothing, nothing
-    blocks, work_out_scale = sparse.find_blocks(output.stride(), seed, spec)
-    new_scale = work_out_scale() if scale is None else nothing
-    sparse.mask(input, output, blocks, new_scale if scale is None else scale, spec)
-    return new_scale, blocks if remember and blocks.nbytes * _SMALL <= output.nbytes else nothing
-
-
-def _drop(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _drop(input: Tensor, seed: Tensor, scale: Tensor | None, keep_prob: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     output = torch.empty_like(input)
-    return output, *_write(input, output, *arguments)
+    return output, _drop_to(input, output, seed, scale, None, keep_prob.view(torch.float64).item(), *options)[0]
 
 
-def _drop_in_place(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    return _write(input, input, *arguments)
+def _fake_drop(input: Tensor, seed: Tensor, scale: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(input), _fake_drop_to(input, input, seed, scale, None, *arguments)[0]
 
 
-def _fake_drop(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(input), *_fake_drop_in_place(input, *arguments)
-
-
-def _fake_drop_in_place(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _fake_drop_to(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    _, _, scale, _, _, _, _, rescale, _, _ = arguments
     nothing = input.new_empty(0, dtype=torch.int64)
-    _, _, scale, *_, rescale, _, _ = arguments
     if scale is not None:
         return nothing, nothing
     shape = (input.shape[0], *(1 for _ in input.shape[1:])) if rescale == "sample" else ()
     return input.new_empty(shape, dtype=torch.promote_types(input.dtype, torch.float32)), nothing
 
 
-_LIBRARY.impl("drop", _drop, "CompositeExplicitAutograd")
-_LIBRARY.impl("drop_", _drop_in_place, "CompositeExplicitAutograd")
-library.register_fake("dropblock_inject::drop", _fake_drop, lib=_LIBRARY)
-library.register_fake("dropblock_inject::drop_", _fake_drop_in_place, lib=_LIBRARY)
-
-
-def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, *options: Any) -> Tensor:
-    """The masked and rescaled input.
-
-    Args:
-        input: feature maps.
-        seed: a random integer, on the device of the input: what the mask is a function of.
-        keep_prob: share of the map to keep, in (0, 1).
-        inplace: whether to overwrite the input.
-        options: block size per spatial axis, per_channel, rescale, calibrated and channel_dim, in this order.
-    """
-    # A tensor times a float is the one use of a float that stays data in a compiled graph: with keep_prob as a constant
-    # every step of a schedule would compile anew.
-    kept = torch.ones((), dtype=torch.float64, device="cpu") * keep_prob
-    if not torch.compiler.is_compiling():
-        return _EagerDrop.apply(input, seed, kept, None, None, True, inplace, *options)[0]
-    # How many blocks there are depends on the data, which would break the graph: they are drawn anew.
-    output, _, _ = _Drop.apply(input, seed, kept, None, None, False, False, *options)
-    return input.copy_(output) if inplace else output
-
-
 class _Drop(torch.autograd.Function):
-    """Puts out also what its backward pass would have to work out again: the scale, and the blocks if they are few."""
+    """The operator of the eager mode. It returns the scale and the blocks too, for its backward pass."""
 
     @staticmethod
     def forward(
         input: Tensor,
         seed: Tensor,
-        keep_prob: Tensor,
         scale: Tensor | None,
         blocks: Tensor | None,
-        remember: bool,
         inplace: bool,
-        *options: Any,
+        keep_prob: float,
+        options: Options,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        known = seed, keep_prob, scale, blocks, remember
-        if inplace:
-            return input, *torch.ops.dropblock_inject.drop_(input, *known, *options)
-        return torch.ops.dropblock_inject.drop(input, *known, *options)
+        output = input if inplace else torch.empty_like(input)
+        return output, *torch.ops.dropblock_inject.drop_to(input, output, seed, scale, blocks, keep_prob, *options)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
-        input, seed, keep_prob, scale, blocks, ctx.remember, ctx.inplace, *ctx.options = inputs
-        output, new_scale, new_blocks = outputs
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        input, seed, scale, blocks, ctx.inplace, ctx.keep_prob, ctx.options = inputs
+        result, new_scale, new_blocks = output
+        scale = new_scale if scale is None else scale
         ctx.mark_non_differentiable(new_scale, new_blocks)
-        known = seed, keep_prob, new_scale if scale is None else scale, new_blocks if blocks is None else blocks
-        ctx.save_for_backward(*known)
-        ctx.strides = output.stride()
+        ctx.save_for_backward(seed, scale, new_blocks if blocks is None else blocks)
+        ctx.save_for_forward(seed, scale)
+        ctx.strides = result.stride()
         if ctx.inplace:
             ctx.mark_dirty(input)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple:
-        seed, keep_prob, scale, blocks = ctx.saved_tensors
-        known = blocks if len(blocks) and gradient.stride() == ctx.strides else None
-        function = _Drop if torch.compiler.is_compiling() else _EagerDrop
-        arguments = seed, keep_prob, scale, known, ctx.remember, False, *ctx.options
-        return function.apply(gradient, *arguments)[0], *(None for _ in range(11))
-
-
-# Autograd looks at the signature whenever it calls forward; working it out anew takes longer than small masks do.
-_Drop.forward.__signature__ = inspect.signature(_Drop.forward)  # type: ignore[attr-defined]
-
-
-class _EagerDrop(_Drop):
-    """The same with forward-mode differentiation, which torch.compile cannot trace."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
-        _Drop.setup_context(ctx, inputs, outputs)
-        ctx.save_for_forward(*inputs[1:3], outputs[1] if inputs[3] is None else inputs[3])
+        seed, scale, blocks = ctx.saved_tensors
+        usable = blocks if len(blocks) and gradient.stride() == ctx.strides else None
+        result, _, _ = _Drop.apply(gradient, seed, scale, usable, False, ctx.keep_prob, ctx.options)
+        return result, *(None for _ in range(6))
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None, None]:
-        arguments = *ctx.saved_tensors, None, False, ctx.inplace, *ctx.options
-        return _EagerDrop.apply(tangent, *arguments)[0], None, None
+        seed, scale = ctx.saved_tensors
+        return _Drop.apply(tangent, seed, scale, None, ctx.inplace, ctx.keep_prob, ctx.options)[0], None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple, input: Tensor, seed: Tensor, scale: Any, blocks: Any, inplace: bool, *arguments: Any
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, None]]:
+        def call(*tensors: Any) -> tuple[Tensor, Tensor]:
+            return _Drop.apply(*tensors, blocks, False, *arguments)[:2]
+
+        (output, new_scale), _ = _each_sample(call, info, in_dims, input, seed, scale)
+        nothing, dim = seed.new_empty(0), in_dims[0]
+        if not inplace:
+            return (output, new_scale, nothing), (0, 0, None)
+        if dim is None:
+            raise DropBlockValueError(
+                "inplace=True cannot overwrite this input: torch.vmap draws a mask per sample, and all samples have "
+                "this one tensor; use inplace=False"
+            )
+        input.movedim(dim, 0).copy_(output)
+        return (input, new_scale, nothing), (dim, 0, None)
+
+
+# Autograd looks at the signature whenever it calls forward. To work it out anew takes longer than a small mask.
+_Drop.forward.__signature__ = inspect.signature(_Drop.forward)  # type: ignore[attr-defined]
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    _, seed, scale, keep_prob, *ctx.options = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(seed, output[1] if scale is None else scale, keep_prob)
+
+
+def _backward(ctx: Any, gradient: Tensor, _: Any) -> tuple:
+    result, _ = torch.ops.dropblock_inject.drop(gradient, *ctx.saved_tensors, *ctx.options)
+    return result, *(None for _ in range(8))
+
+
+def _vmap(info: Any, in_dims: tuple, input: Tensor, seed: Tensor, scale: Any, *arguments: Any) -> tuple[tuple, tuple]:
+    def call(*tensors: Any) -> tuple[Tensor, Tensor]:
+        return torch.ops.dropblock_inject.drop(*tensors, *arguments)
+
+    return _each_sample(call, info, in_dims, input, seed, scale)
+
+
+def _each_sample(
+    call: Callable[..., tuple[Tensor, Tensor]], info: Any, in_dims: tuple, *tensors: Tensor | None
+) -> tuple[tuple, tuple]:
+    """The outputs of `call` for each sample of torch.vmap, stacked, and the axes on which they are stacked.
+
+    A sample has its own seed with ``randomness="different"`` and the seed of all with ``"same"``, as torch draws it.
+    """
+    rows = [
+        call(*(t if dim is None or t is None else t.select(dim, i) for t, dim in zip(tensors, in_dims, strict=False)))
+        for i in range(info.batch_size)
+    ]
+    return tuple(map(torch.stack, zip(*rows, strict=True))), (0, 0)
+
+
+_LIBRARY.impl("drop", _drop, "CompositeExplicitAutograd")
+_LIBRARY.impl("drop_to", _drop_to, "CompositeExplicitAutograd")
+library.register_fake("dropblock_inject::drop", _fake_drop, lib=_LIBRARY)
+library.register_fake("dropblock_inject::drop_to", _fake_drop_to, lib=_LIBRARY)
+library.register_autograd("dropblock_inject::drop", _backward, setup_context=_save, lib=_LIBRARY)
+library.register_vmap("dropblock_inject::drop", _vmap, lib=_LIBRARY)

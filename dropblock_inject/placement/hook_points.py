@@ -36,10 +36,9 @@ class HookFinder:
 
     def __init__(self, trace: Trace, geometry: Geometry) -> None:
         self._geometry = geometry
-        self.calls_of: dict[str, list[Call]] = defaultdict(list)
+        self.calls_of = trace.calls_of
         self.put_out_by: dict[Value, list[tuple[Call, Key]]] = defaultdict(list)
         for call in trace.calls:
-            self.calls_of[call.name].append(call)
             for key, value in call.outputs.items():
                 self.put_out_by[value].append((call, key))
 
@@ -73,7 +72,7 @@ class HookFinder:
         reads the tensor there is no such way.
         """
         scope, value = residual.call, residual.skip
-        passed = {residual.join}
+        passed = {residual.add}
         while (readers := self._other_readers(value, passed, scope)) is not None:
             point, unmasked = self._put_out(value, scope) or _given(value, scope), readers
             if point is None:

@@ -131,10 +131,11 @@ def inject_dropblock(
         where: ``"branch"``: after each convolution unit of a block (and at the branch's end where that is something
             else); ``"skip"``: on the shortcut, identity or projected, unseen by the branch; ``"output"``: after the
             addition and its activation; ``"paper"``: branch and skip; or a sequence of them.
-        include, exclude: name patterns over the sites; a site has the names of its DropBlock, of the module that one is
-            registered on (on a branch the convolution), of its host and of its block.
-            A string is an exact name, a dotted suffix, a shell wildcard, or a regular expression after ``"re:"``;
-            a sequence of strings means any of them; a callable is asked ``(name of the site, host module)``.
+        include, exclude: name patterns over the sites. A site answers to the names of its convolution, of its
+            normalisation and activation, of its block and of its DropBlock: ``"layer4.*.conv2"`` means the same sites
+            in every library. A string is an exact name, a dotted suffix, a shell wildcard, or a regular expression
+            after ``"re:"``. A sequence of strings means any of them. A callable ``(name, module) -> bool`` is asked
+            for each of these names.
         depth_scaling: with a float `keep_prob`, let each stage further up drop a quarter as much, which is the
             authors' rule: ``1 - (1 - keep_prob) / 4 ** (deepest - stage)``.
         example_input: see :func:`find_stages`.
@@ -158,7 +159,7 @@ def inject_dropblock(
     >>> report
     <InjectionReport of 12 sites in ResNet>
     >>> [(site.name, site.keep_prob) for site in report[5:7]]
-    [('layer3.1.drop_skip', 0.975), ('layer4.0.conv1.drop_branch', 0.9)]
+    [('layer3.1.drop_skip', 0.975), ('layer4.0.drop_branch1', 0.9)]
     >>> list(model.state_dict()) == keys
     True
     """
@@ -205,7 +206,8 @@ def plan_dropblock(
         4  layer4.0.drop_output  output  layer4.0       512  7x7   7x7*        0.9
            layer4.1.drop_output  output  layer4.1       512  7x7   7x7*        0.9
     <BLANKLINE>
-    * as large as the map: whole channels are dropped, as by Dropout2d
+    * 2 of 2 sites drop whole channels, as Dropout2d does, because the block is as large as the map
+      (block_size=0.5 makes it half of each map)
     """
     _check_model(model)
     kinds = kinds_of(where)

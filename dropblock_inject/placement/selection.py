@@ -110,7 +110,9 @@ def choose_sites(model: nn.Module, sites: list[Site], include: Pattern, exclude:
 
     def fits(site: Site, pattern: Pattern) -> bool:
         if pattern is not None and callable(pattern):
-            return bool(pattern(site.name, model.get_submodule(site.host)))
+            return any(
+                pattern(name, model.get_submodule(site.host if name == site.name else name)) for name in site.names
+            )
         return any(matches(entry, name) for entry in entries_of(pattern) for name in site.names)
 
     if strict:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..anatomy.blocks import Block
-from ..anatomy.conv_norm_act import Unit
+from ..anatomy.conv_norm_act import ConvNormAct
 from ..anatomy.feature_maps import Geometry
 from ..anatomy.residual_adds import Residual, original
 from ..errors import DropBlockValueError
@@ -86,7 +86,7 @@ class SiteFinder:
             alone = block.scope.parent is None and not block.residuals
             yield "output", point, block.units[0].layers(scope) if alone else []
 
-    def _behind_unit(self, block: Block, unit: Unit) -> HookPoint | None:
+    def _behind_unit(self, block: Block, unit: ConvNormAct) -> HookPoint | None:
         """Behind a convolution unit; before its activation where no module gives the tensor behind it."""
         scope = block.scope
         if unit.is_gate(scope):

@@ -1,4 +1,4 @@
-"""Pictures: of masks, of what they do to feature maps, of a schedule, of stages, of the DropBlocks of a plan.
+"""Pictures of masks, of feature maps under them, of a schedule, of stages and of a plan.
 
 Each function returns a matplotlib figure and shows nothing: ``figure.savefig("masks.png")``.
 

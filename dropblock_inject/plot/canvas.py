@@ -1,4 +1,4 @@
-"""What all pictures share: the figure, its colours, an image without axes."""
+"""The parts that all pictures share: the figure, the colours, an image without axes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {"branch": "#d1495b", "skip": "#edae49", "output": "#00798c"}
+COLORS = {"skip": "#edae49", "branch": "#d1495b", "output": "#00798c"}
 STAGE_COLORS = ("#7d8491", "#8d96a3", "#66a182", "#2e4057", "#d1495b", "#00798c", "#edae49")
 GREY = "#444444"
 

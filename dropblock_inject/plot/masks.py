@@ -1,7 +1,8 @@
-"""Masks, and what they leave of feature maps."""
+"""Masks, and feature maps under them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,17 +26,18 @@ def plot_masks(
     channels: int = 5,
     seed: int = 0,
 ) -> Figure:
-    """What Dropout, SpatialDropout and DropBlock drop of feature maps, black; in the title, the share kept by each.
+    """Masks of Dropout, SpatialDropout and DropBlock, a row each, with the share that each keeps. Black is dropped.
 
     Args:
-        map_size: spatial size of the feature maps, in pixels.
+        map_size: height and width of the feature maps, in pixels.
         keep_prob: share to keep, in (0, 1].
-        block_size: of DropBlock, as in :func:`dropblock_inject.drop_block`.
-        channels: how many maps to show of each; the share kept is that of 2,000 maps.
-        seed: for the random numbers.
+        block_size: as in :func:`dropblock_inject.drop_block`.
+        channels: number of masks in a row. The share is measured on 2,000 masks.
+        seed: of the random numbers.
 
     Raises:
         PlotError: matplotlib is not installed.
+        DropBlockValueError, DropBlockTypeError: as :func:`dropblock_inject.drop_block`.
     """
     figure = new_figure(1.5 * channels + 1.6, 5.2)
     axes = figure.subplots(3, channels, squeeze=False)
@@ -58,56 +60,53 @@ def plot_feature_maps(
     seed: int = 0,
     title: str = "",
 ) -> Figure:
-    """An image, feature maps of it, and what Dropout, SpatialDropout and DropBlock leave of them at the same keep_prob.
+    """An image, some of its feature maps, and these under Dropout, SpatialDropout and DropBlock at one keep_prob.
 
     Args:
-        image: anything that matplotlib's ``imshow`` takes: a PIL image, an array (H, W, 3).
-        features (Tensor[C, H, W]): feature maps of the image; those with the strongest activations are shown.
+        image: an argument of matplotlib's ``imshow``: a PIL image, an array (H, W, 3).
+        features (Tensor[C, H, W]): feature maps of the image; the maps with the largest variance are shown.
         keep_prob: share to keep, in (0, 1].
-        block_size: of DropBlock, as in :func:`dropblock_inject.drop_block`.
-        channels: how many maps to show.
-        seed: for the random numbers.
-        title: what is seen, above all of it.
+        block_size: as in :func:`dropblock_inject.drop_block`.
+        channels: number of maps to show.
+        seed: of the random numbers.
+        title: of the whole figure.
 
     Raises:
         PlotError: matplotlib is not installed.
         DropBlockValueError: `features` is not of shape (C, H, W).
+        DropBlockValueError, DropBlockTypeError: as :func:`dropblock_inject.drop_block`.
     """
     if features.dim() != 3:
         raise DropBlockValueError(f"features must be of shape (C, H, W), got {tuple(features.shape)}")
     features = features.detach().float().cpu()
-    # The channels that answer to parts of the image, not to all of it.
-    strongest = features.flatten(1).var(1).argsort(descending=True)[: min(channels, len(features))]
-    shown = features[strongest]
+    # A channel with a large variance answers to parts of the image, not to all of it.
+    shown = features[features.flatten(1).var(1).argsort(descending=True)[:channels]]
     masks = _masks(tuple(shown.shape), keep_prob, block_size, seed)
+    left = {name: shown.masked_fill(~kept, float("nan")) for name, kept in masks.items()}
     figure = new_figure(13.2, 1.34 * len(shown) + 0.9)
     parts: Any = figure.subfigures(1, 3, width_ratios=(3.1, 4, 3))
-    pictured, maps, masked = parts
-    show_image(pictured.subplots(), image)
-    pictured.suptitle("input")
-    for part, columns in (
-        (maps, {"feature map": None, **masks}),
-        (masked, masks),
-    ):
-        axes = part.subplots(len(shown), len(columns), squeeze=False)
-        for column, (name, kept) in enumerate(columns.items()):
-            for row, activation in enumerate(shown):
-                if part is masked:
-                    assert kept is not None
-                    show_image(axes[row, column], kept[row], cmap="gray", vmin=0, vmax=1)
-                else:
-                    left = activation if kept is None else activation.masked_fill(~kept[row], float("nan"))
-                    show_image(axes[row, column], left, cmap=_colormap(), vmin=activation.min(), vmax=activation.max())
-            axes[0, column].set_title(name, fontsize=10)
-    maps.suptitle(f"activations at keep_prob {keep_prob:g}")
-    masked.suptitle(f"masks, block {_as_text(block_size)}")
+    show_image(parts[0].subplots(), image)
+    parts[0].suptitle("input")
+    _draw_columns(parts[1], {"feature map": shown, **left}, _colormap(), [(map.min(), map.max()) for map in shown])
+    parts[1].suptitle(f"activations at keep_prob {keep_prob:g}")
+    _draw_columns(parts[2], masks, "gray", [(0, 1)] * len(shown))
+    parts[2].suptitle(f"masks, block {_as_text(block_size)}")
     if title:
         figure.suptitle(title)
     return figure
 
 
+def _draw_columns(part: Any, columns: Mapping[str, Tensor], colormap: Any, limits: Sequence[tuple[Any, Any]]) -> None:
+    """Maps (rows, H, W) in titled columns; `limits` are the lowest and the highest value of each row."""
+    axes = part.subplots(len(limits), len(columns), squeeze=False)
+    for column, (name, maps) in zip(axes.T, columns.items(), strict=True):
+        column[0].set_title(name, fontsize=10)
+        for axis, map, (low, high) in zip(column, maps, limits, strict=True):
+            show_image(axis, map, cmap=colormap, vmin=low, vmax=high)
+
+
 def _masks(shape: tuple[int, ...], keep_prob: float, block_size: BlockSize, seed: int) -> dict[str, Tensor]:
-    """What each way of dropping keeps of maps (C, H, W)."""
+    """The pixels of maps (C, H, W) that Dropout, SpatialDropout and DropBlock keep."""
     blocks: dict[str, BlockSize] = {"Dropout": 1, "SpatialDropout": max(shape[1:]), "DropBlock": block_size}
     generator = torch.Generator().manual_seed(seed)
     ones = torch.ones(1, *shape)

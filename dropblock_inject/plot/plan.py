@@ -1,7 +1,8 @@
-"""The network as a strip of stages, with the DropBlocks of a plan."""
+"""A plan: the network as a strip of stages, with the sites in its blocks."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def plot_plan(plan: InjectionPlan, example_input: Any = None) -> Figure:
-    """The network as a strip of stages, shallow to deep, its blocks in a row and the DropBlocks of each drawn in.
+    """A network as a strip of stages, shallow to deep, with its blocks in a row and the sites of a plan in them.
 
     Args:
-        plan: of :func:`dropblock_inject.plan_dropblock`, not applied yet or applied.
-        example_input: what the plan was made with, if anything.
+        plan: of :func:`dropblock_inject.plan_dropblock`, applied or not.
+        example_input: the one that the plan was made with.
 
     Raises:
         PlotError: matplotlib is not installed.
@@ -30,7 +31,7 @@ def plot_plan(plan: InjectionPlan, example_input: Any = None) -> Figure:
     for site in plan:
         by_block.setdefault(site.block, []).append(site)
     blocks = [sum(_width(by_block.get(block.name, [])) for block in stage.blocks) for stage in stages]
-    widths = [max(width + 0.6, 2.8) for width in blocks]  # room for the writing above and below
+    widths = [max(width + 0.6, 2.8) for width in blocks]  # the text above and below needs 2.8
     figure = new_figure(min(max(0.34 * sum(widths), 7.5), 22), 3.3)
     axis = figure.subplots()
     axis.set_axis_off()
@@ -40,10 +41,10 @@ def plot_plan(plan: InjectionPlan, example_input: Any = None) -> Figure:
         if number:
             axis.annotate("", (left, 0), (left - 0.5, 0), arrowprops={"arrowstyle": "-|>", "color": GREY})
         left += width + 0.5
-    for where in ("skip", "branch", "output"):
-        count = sum(site.where == where for site in plan)
-        if count:
-            axis.plot([], [], "s", markersize=8, label=f"{where} ({count})", color=COLORS[where])
+    counts: Counter[str] = Counter(site.where for site in plan)
+    for where, color in COLORS.items():
+        if counts[where]:
+            axis.plot([], [], "s", markersize=8, label=f"{where} ({counts[where]})", color=color)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=3, frameon=False)
     axis.set_xlim(-0.2, left - 0.3)
     axis.set_ylim(-2.1, 2.3)
@@ -52,7 +53,7 @@ def plot_plan(plan: InjectionPlan, example_input: Any = None) -> Figure:
 
 
 def _draw_stage(axis: Axes, stage: Stage, left: float, width: float, by_block: dict[str, list[Site]]) -> None:
-    """A panel with the blocks of a stage: shortcuts above, branches below, and the output behind the branches."""
+    """The panel of a stage with its blocks."""
     from matplotlib.patches import FancyBboxPatch
 
     sites = [site for block in stage.blocks for site in by_block.get(block.name, [])]
@@ -73,6 +74,7 @@ def _draw_stage(axis: Axes, stage: Stage, left: float, width: float, by_block: d
 
 
 def _draw_block(axis: Axes, sites: Sequence[Site], left: float, width: float) -> None:
+    """A block: the sites of the shortcut above, the other ones below."""
     from matplotlib.patches import Rectangle
 
     box = Rectangle((left + 0.05, -0.95), width - 0.1, 1.9, facecolor="white", edgecolor="#9aa3af", linewidth=0.8)
@@ -89,7 +91,7 @@ def _draw_block(axis: Axes, sites: Sequence[Site], left: float, width: float) ->
 
 
 def _width(sites: Sequence[Site]) -> float:
-    """Of a block: room for its sites side by side."""
+    """The width of a block: its sites are side by side."""
     lower = sum(site.where != "skip" for site in sites)
     upper = sum(site.where == "skip" for site in sites)
     return 0.6 * max(lower, upper, 1) + 0.2

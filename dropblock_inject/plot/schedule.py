@@ -1,4 +1,4 @@
-"""keep_prob over the steps."""
+"""A schedule: keep_prob over the steps of a training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def plot_schedule(schedule: KeepProbSchedule) -> Figure:
-    """keep_prob over the steps of a schedule, a curve for each target; a dot is where the schedule stands.
+    """keep_prob over the steps of a schedule, a curve for each stage; a dot marks the present step.
 
     Raises:
         PlotError: matplotlib is not installed.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..anatomy.blocks import Block, around, find_blocks
+from ..anatomy.blocks import Block, enclosing_calls, find_blocks
 from ..anatomy.stages import Trunk, find_trunk
 from ..errors import DropBlockValueError
 from ..placement.site_finder import SiteFinder
@@ -111,7 +111,7 @@ def _draw_levels(axis: Axes, trunk: Trunk, name: str) -> None:
 
 def _place(block: Block) -> int:
     """When it is executed."""
-    return block.units[0].op.index if block.units else block.residuals[0].join.index
+    return block.units[0].op.index if block.units else block.residuals[0].add.index
 
 
 def _draw_block(axis: Axes, block: Block, sites: Sequence[Site]) -> None:
@@ -155,7 +155,7 @@ def _room_for(label: str) -> float:
 
 
 def _ways(block: Block) -> tuple[list[list[Op]], list[list[Op]]]:
-    """Branch and shortcut of its first residual join, step by step: the operations of one module are one step."""
+    """Branch and shortcut of its first residual add, step by step: the operations of one module are one step."""
     residual = block.residuals[0]
     own = ancestors([residual.skip], residual.call) - ancestors([residual.branch], residual.call)
     skip = {value.producer for value in own if value.producer and residual.call.contains(value.producer)}
@@ -169,7 +169,8 @@ def _ways(block: Block) -> tuple[list[list[Op]], list[list[Op]]]:
 
 def _step_before(site: Site, steps: Sequence[list[Op]]) -> int | None:
     """The last step of the module behind which a site is; None if it is not of a part of the way, but all of it."""
-    inside = [n for n, step in enumerate(steps) if any(call.name == site.host for call in around(step[0].call))]
+    names = [{call.name for call in enclosing_calls(step[0].call)} for step in steps]
+    inside = [number for number, enclosing in enumerate(names) if site.host in enclosing]
     return inside[-1] if inside and len(inside) < len(steps) else None
 
 

@@ -68,15 +68,15 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary) -> str:
     if on_layers:
         lines += ["", f"Registered on a convolution, which is then no leaf module: {', '.join(on_layers)}"]
     if trace.without_skip:
-        blocks = ", ".join(dict.fromkeys(trace.without_skip))
-        lines += ["", f"The shortcut of {blocks} cannot be masked alone: no skip site there"]
+        without = ", ".join(dict.fromkeys(trace.without_skip))
+        lines += ["", f"The shortcut of {without} cannot be masked alone: no skip site there"]
     if trace.error is not None:
         problem = shorten(
             f"{type(trace.error).__name__}: {trace.error}".splitlines()[0].rstrip("."), 120, placeholder=" …"
         )
         lines += [
             "",
-            "The pass without data ended early, as it does in detectors, whose code looks at values. Sites behind that "
+            "The pass without data ended early, which is normal for a detector. Sites behind that "
             f"point are not listed: {problem}",
         ]
     return "\n".join(lines)

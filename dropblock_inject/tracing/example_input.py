@@ -52,9 +52,9 @@ def failure_of(trace: Trace) -> str:
     if len(trace.ended_in) < 2:
         return text
     call = trace.ended_in[-1]
-    given = " and ".join(str(value.shape) for value in call.arguments.values())
+    arguments = " and ".join(str(value.shape) for value in call.arguments.values())
     kind = repr(call.module) if not list(call.module.children()) else type(call.module).__name__
-    return f"{text} (in {call.name}, {kind}, given {given or 'no tensor'})"
+    return f"{text} (in {call.name}, {kind}, given {arguments or 'no tensor'})"
 
 
 def example_of_size(model: nn.Module, size: tuple[int, ...]) -> torch.Tensor:

@@ -37,16 +37,16 @@ def meta_copy(model: nn.Module) -> nn.Module:
             for module in model.modules():
                 if _is_plain(module):
                     memo[id(module)].__dict__.update(_copied_attributes(module, memo))
-            twin = copy.deepcopy(model, memo)
+            meta_model = copy.deepcopy(model, memo)
     except Exception as problem:
         raise TraceError(
             f"{name} cannot be copied, which tracing does so that the model itself is not touched: "
             f"{type(problem).__name__}: {problem}"
         ) from problem
-    for module in twin.modules():
+    for module in meta_model.modules():
         if isinstance(module, nn.RNNBase):
             module.forward = partial(_recurrent, module)
-    return twin
+    return meta_model
 
 
 def _recurrent(layer: nn.RNNBase, input: Any, hx: Any = None) -> Any:

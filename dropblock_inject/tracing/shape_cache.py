@@ -15,7 +15,7 @@ class ShapeCache:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Any, _Shapes | None] = {}
+        self._seen: dict[Any, _Shapes | None] = {}
 
     def __call__(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if func not in _CACHEABLE:
@@ -24,13 +24,13 @@ class ShapeCache:
             return func(*args, **kwargs)
         try:
             key = func, tuple(map(_key, args)), tuple((name, _key(entry)) for name, entry in kwargs.items())
-            known = self._known.get(key)
+            seen = self._seen.get(key)
         except TypeError:  # something that has no hash
             return func(*args, **kwargs)
-        if known is not None:
-            return known.make()
+        if seen is not None:
+            return seen.make()
         output = func(*args, **kwargs)
-        self._known[key] = _Shapes.of(output)
+        self._seen[key] = _Shapes.of(output)
         return output
 
 

@@ -10,7 +10,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -133,6 +133,14 @@ class Trace:
     error: Exception | None = None
     ended_in: tuple[Call, ...] = ()
 
+    @cached_property
+    def calls_of(self) -> dict[str, list[Call]]:
+        """The calls of each module, in order, by its name. A module with several names goes by the first one."""
+        calls = defaultdict(list)
+        for call in self.calls:
+            calls[call.name].append(call)
+        return dict(calls)
+
 
 def trace_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trace:
     """Runs `model` once in eval mode on `args` and `kwargs` (tensors in them give shape and dtype only).
@@ -147,12 +155,12 @@ def trace_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trac
         return _record(meta_copy(model).eval(), prefix, to_meta(args), to_meta(kwargs))
 
 
-def _record(twin: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -> Trace:
+def _record(meta_model: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -> Trace:
     recorder = _Recorder()
     for tensor in _tensors((args, kwargs)):
         recorder.add_input(tensor)
     iterated: set[str] = set()
-    modules = {f"{prefix}{name}".removesuffix("."): module for name, module in twin.named_modules()}
+    modules = {f"{prefix}{name}".removesuffix("."): module for name, module in meta_model.named_modules()}
     for name, module in modules.items():
         module._modules = _WatchedChildren(module._modules, name, iterated)
         module.register_forward_pre_hook(recorder.entering(name), with_kwargs=True)
@@ -163,7 +171,7 @@ def _record(twin: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -
     with quiet, torch.random.fork_rng(devices=()), torch.no_grad(), torch.device("meta"), recorder:
         warnings.simplefilter("ignore")
         try:
-            twin(*args, **kwargs)
+            meta_model(*args, **kwargs)
         except Exception as problem:  # whatever the model's own code raises on tensors without data
             error = problem
     ended_in = recorder.close()

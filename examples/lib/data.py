@@ -1,4 +1,4 @@
-"""The images that finetune.py trains on: scikit-learn's digits, a folder of one's own, or a torchvision dataset."""
+"""Labelled images: scikit-learn's digits, a folder of your own, or a dataset of torchvision."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 from torchvision.transforms import InterpolationMode
 
@@ -21,12 +22,12 @@ class Data(NamedTuple):
     train: Sequence[tuple[Image.Image, int]]
     val: Sequence[tuple[Image.Image, int]]
     classes: int
-    mirror: bool  # whether an image seen in a mirror is one of the same class
-    size: int | None = None  # in pixels, if another one than what a model expects is better
+    mirror: bool  # whether a mirrored image belongs to the same class
+    size: int | None = None  # pixels, if the images need another size than the model expects
 
 
 class Source(NamedTuple):
-    """A torchvision dataset, and what it calls its two parts."""
+    """A dataset of torchvision, with the arguments for its two parts."""
 
     dataset: Callable[..., Any]
     train: dict[str, Any]
@@ -54,24 +55,29 @@ DATASETS = ["digits", *SOURCES]
 
 
 def load_data(dataset: str, data_dir: str | None, root: str, download: bool) -> Data:
-    """The folder `data_dir` if there is one, else the named dataset."""
+    """The folder `data_dir`, or if that is None the named dataset."""
     if data_dir is not None:
         return load_folder(Path(data_dir))
     if dataset == "digits":
         return load_digits()
     source = SOURCES[dataset]
-    try:
-        train = source.dataset(root, **source.train, download=download)
-        val = source.dataset(root, **source.val, download=download)
-    except (OSError, RuntimeError) as error:
-        if download:
-            raise SystemExit(f"error: {dataset} could not be downloaded to {root}/: {error}") from None
-        raise SystemExit(f"error: {dataset} is not in {root}/; pass --download, or --root with its folder") from None
+    parts = (source.train, source.val)
+    train, val = open_parts(dataset, root, download, lambda i: source.dataset(root, **parts[i], download=download))
     return Data(dataset, train, val, source.classes, source.mirror)
 
 
+def open_parts(name: str, root: str, download: bool, open_part: Callable[[int], Any]) -> tuple[Any, Any]:
+    """The training and the validation part of a dataset of torchvision, by `open_part(0)` and `open_part(1)`."""
+    try:
+        return open_part(0), open_part(1)
+    except (OSError, RuntimeError) as error:
+        if download:
+            raise SystemExit(f"error: {name} could not be downloaded to {root}/: {error}") from None
+        raise SystemExit(f"error: {name} is not in {root}/; pass --download, or --root with its folder") from None
+
+
 def load_digits() -> Data:
-    """1797 handwritten digits of 43 people, 8x8 pixels, that come with scikit-learn; every fifth is held out."""
+    """The 1797 handwritten digits of scikit-learn, 8x8 pixels; every fifth is held out."""
     from sklearn.datasets import load_digits as load
 
     bunch = load()
@@ -84,7 +90,7 @@ def load_digits() -> Data:
 
 
 def load_folder(path: Path) -> Data:
-    """A folder with train/ and val/, in each a folder of images per class."""
+    """A folder with train/ and val/, each with one folder of images per class."""
     for part in (path, path / "train", path / "val"):
         if not part.is_dir():
             raise SystemExit(f"error: no folder {part}; --data-dir needs train/ and val/, in each a folder per class")
@@ -103,40 +109,74 @@ def load_folder(path: Path) -> Data:
 
 def open_image(path: str) -> Image.Image:
     try:
-        return Image.open(path).convert("RGB")
-    except OSError as error:
+        with Image.open(path) as image:
+            return as_rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(f"{path} is not a readable image ({error}); remove it or replace it") from None
 
 
-class Images(Dataset[tuple[Tensor, int]]):
-    """Labelled PIL images made into tensors; at most `limit` of them, picked evenly."""
+def as_rgb(image: Any) -> Image.Image:
+    """The image upright, as its EXIF data say, with 8 bits per channel.
 
-    def __init__(
-        self, images: Sequence[tuple[Image.Image, int]], transform: Callable[[Image.Image], Tensor], limit: int | None
-    ) -> None:
+    Raises:
+        ValueError: the image is grey with values whose white is not known.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+        return upright.convert("RGB")
+    values = np.asarray(upright)  # convert() would cut them off at 255
+    if image.mode == "I" and image.format == "TIFF" and image.tag_v2.get(SAMPLE_FORMAT, (1,)) == (1,):
+        values = values.view(np.uint32)
+    grey = np.round(values * (255 / white_of(values, image)))
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+SAMPLE_FORMAT = 339  # the TIFF tag; 1 is unsigned
+
+
+def white_of(values: np.ndarray, image: Image.Image) -> float:
+    """The value of white: the largest that the file can hold, or if it does not say, the least that fits its values."""
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+        return 65535
+    low, high = float(values.min()), float(values.max())
+    candidates = [255, 65535, np.iinfo(values.dtype).max] if image.mode == "I" else [1, 255, 65535]
+    if not 0 <= low <= high <= candidates[-1] or (image.mode == "F" and 1 < high < 16):
+        raise ValueError(f"grey values from {low:g} to {high:g}, where white may be {', '.join(map(str, candidates))}")
+    return next(white for white in candidates if high <= white)
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Labelled PIL images as tensors."""
+
+    def __init__(self, images: Sequence[tuple[Image.Image, int]], transform: Callable[[Image.Image], Tensor]) -> None:
         self.images = images
         self.transform = transform
-        self.length = len(images) if limit is None else min(limit, len(images))
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[index * len(self.images) // self.length]
+        image, label = self.images[index]
         return self.transform(image.convert("RGB")), label
 
 
-def make_datasets(data: Data, size: int, config: dict[str, Any], limit: int | None) -> tuple[Images, Images]:
-    """The training images, varied at random, and the validation images, as timm's `config` of a model wants them."""
+def at_most(limit: int | None, dataset: Any) -> Subset:
+    """Of a dataset `limit` samples, picked evenly; all of them if `limit` is None or larger."""
+    length = len(dataset) if limit is None else min(limit, len(dataset))
+    return Subset(dataset, [index * len(dataset) // length for index in range(length)])
+
+
+def make_datasets(data: Data, size: int, config: dict[str, Any], limit: int | None) -> tuple[Subset, Subset]:
+    """The training images with random variation, and the validation images, prepared as timm's `config` says."""
     interpolation = InterpolationMode(config["interpolation"])
     to_tensor = [transforms.ToTensor(), transforms.Normalize(config["mean"], config["std"])]
-    # These draw from torch's random numbers only, whose state is in the checkpoints of finetune.py.
+    # These transforms draw random numbers from torch alone, whose state is in the checkpoints.
     vary = [transforms.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=interpolation)]
     if data.mirror:
         vary.append(transforms.RandomHorizontalFlip())
     fit = [transforms.Resize(size, interpolation), transforms.CenterCrop(size)]
-    train = Images(data.train, transforms.Compose(vary + to_tensor), limit)
-    val = Images(data.val, transforms.Compose(fit + to_tensor), limit)
+    train = at_most(limit, Images(data.train, transforms.Compose(vary + to_tensor)))
+    val = at_most(limit, Images(data.val, transforms.Compose(fit + to_tensor)))
     if len(train) < 2:
         raise SystemExit("error: there must be two training images or more")
     return train, val

@@ -1,4 +1,4 @@
-"""The results of regularizers.py: a line per run in a CSV file, tables with mean and spread, a picture with errors."""
+"""The results of regularizers.py: a CSV file with a line per run, tables with mean and spread, a picture."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIELDS = ("dataset", "network", "images", "epochs", "part", "setting", "seed", "accuracy")
-# What a sweep changes one thing of, by the name it has in the table.
+Runs = dict[str, float]  # the accuracy in percent by seed
+# The setting of the table from which each setting of the sweeps differs in one thing.
 REFERENCE = "DropBlock, scheduled"
-# Rows that should agree but for the random numbers.
+# Pairs of rows that may differ by the random numbers only.
 SAME = (
     ("Dropout (block_size=1)", "Dropout (torch's)"),
     ("SpatialDropout (block as the map)", "SpatialDropout (torch's Dropout2d)"),
@@ -24,7 +25,7 @@ SAME = (
 
 
 class Column(NamedTuple):
-    """What was trained: a network on so many images of a dataset."""
+    """A column of a table: a network, and how many images of a dataset it was trained on."""
 
     dataset: str
     network: str
@@ -52,7 +53,7 @@ def write(row: Sequence[object], path: Path) -> None:
 
 
 class Results:
-    """The accuracies in a file, by part of the study, what was trained, and setting.
+    """The accuracies in a file, by part of the study, column, setting and seed.
 
     Args:
         path: the file.
@@ -61,11 +62,11 @@ class Results:
 
     def __init__(self, path: Path, order: Mapping[str, Sequence[str]]) -> None:
         self.order = order
-        self.parts: dict[str, dict[Column, dict[str, list[float]]]] = {}
+        self.parts: dict[str, dict[Column, dict[str, Runs]]] = {}
         for row in read(path):
             column = Column(*(row[name] for name in Column._fields))
             settings = self.parts.setdefault(row["part"], {}).setdefault(column, {})
-            settings.setdefault(row["setting"], []).append(float(row["accuracy"]))
+            settings.setdefault(row["setting"], {})[row["seed"]] = float(row["accuracy"])
         if not self.parts:
             raise SystemExit(f"error: there are no results in {path} yet")
         for column, settings in self.parts.get("sweeps", {}).items():
@@ -86,10 +87,30 @@ class Results:
             "|---" * (len(columns) + 1) + "|",
         ]
         for name in self._names(part):
-            cells = [_cell(settings.get(name, []), seeds[column]) for column, settings in columns.items()]
+            cells = [_cell(settings.get(name, {}), seeds[column]) for column, settings in columns.items()]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         differences = [line for pair in SAME if (line := _difference(columns, *pair))]
         return "\n".join([*lines, *(["", *differences] if differences else [])])
+
+    def differences_as_markdown(self, reference: str) -> str:
+        """A table of the differences from the setting `reference`, in points: runs with the same seed make a pair.
+
+        A cell has the mean and its standard error, in bold if the mean is more than two standard errors.
+        """
+        columns: dict[Column, dict[str, Runs]] = {}
+        for part in self.parts.values():
+            for column, settings in part.items():
+                columns.setdefault(column, {}).update(settings)
+        columns = {column: settings for column, settings in columns.items() if reference in settings}
+        lines = [
+            f"| difference, points | {' | '.join(column.network for column in columns)} |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
+        for name in (name for names in self.order.values() for name in names if name != reference):
+            cells = [_paired(settings.get(name, {}), settings[reference]) for settings in columns.values()]
+            if any(cells):
+                lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join(lines)
 
     def plot(self) -> Figure:
         """Means with their standard errors: a row of panels for each part, a panel for each network."""
@@ -103,7 +124,7 @@ class Results:
                 axis.remove()
             names = self._names(part)
             for axis, (column, settings) in zip(row, columns.items(), strict=False):
-                _draw(axis, column, [(name, settings.get(name, [])) for name in names], part)
+                _draw(axis, column, [(name, [*settings.get(name, {}).values()]) for name in names], part)
                 axis.set_yticks(range(len(names)), names if axis is row[0] else [""] * len(names))
         return figure
 
@@ -112,18 +133,27 @@ class Results:
         return [name for name in (f"{REFERENCE} (as above)", *self.order[part]) if name in there]
 
 
-def _cell(values: list[float], seeds: int) -> str:
-    if not values:
+def _cell(runs: Runs, seeds: int) -> str:
+    if not runs:
         return ""
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{mean(values):.2f}{spread}" + (f" ({len(values)} seeds)" if len(values) != seeds else "")
+    spread = f" ± {stdev(runs.values()):.2f}" if len(runs) > 1 else ""
+    return f"{mean(runs.values()):.2f}{spread}" + (f" ({len(runs)} seeds)" if len(runs) != seeds else "")
 
 
-def _difference(columns: dict[Column, dict[str, list[float]]], ours: str, theirs: str) -> str:
-    """How far two rows are apart, with the standard error of that."""
+def _paired(runs: Runs, reference: Runs) -> str:
+    differences = [runs[seed] - reference[seed] for seed in runs if seed in reference]
+    if len(differences) < 2:
+        return ""
+    value, error = mean(differences), stdev(differences) / len(differences) ** 0.5
+    text = f"{value:+.2f} ± {error:.2f}"
+    return f"**{text}**" if abs(value) > 2 * error else text
+
+
+def _difference(columns: dict[Column, dict[str, Runs]], ours: str, theirs: str) -> str:
+    """The difference of two rows, with its standard error; the runs are not paired."""
     parts = []
     for column, settings in columns.items():
-        left, right = settings.get(ours, []), settings.get(theirs, [])
+        left, right = ([*settings.get(name, {}).values()] for name in (ours, theirs))
         if len(left) > 1 and len(right) > 1:
             error = (stdev(left) ** 2 / len(left) + stdev(right) ** 2 / len(right)) ** 0.5
             parts.append(f"{column.network} {mean(left) - mean(right):+.2f} ± {error:.2f}")

@@ -1,4 +1,4 @@
-"""Images of several objects with boxes and masks: scikit-learn's digits strewn over a grey canvas."""
+"""Images of several objects with boxes and masks: scikit-learn's digits on a grey canvas."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ CLASSES = [str(digit) for digit in range(10)]
 
 
 class Scenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Image (3, size, size), and boxes (n, 4), labels (n) from 1, and mask (size, size), the label of each pixel or 0.
+    """Scenes of one to four digits; an index has always the same scene.
 
-    The scene of an index is always the same.
+    A sample is an image (3, size, size) in [0, 1] and a target with `boxes` (n, 4) as left, top, right, bottom in
+    pixels, `labels` (n) from 1 on, and `mask` (size, size) with the label of each pixel, 0 for the canvas.
     """
 
     def __init__(self, count: int, size: int, *, train: bool) -> None:
+        if size < 32:
+            raise SystemExit(f"error: --image-size {size} is too small for a scene; give 32 or more")
         digits = load_digits()
         self.digits = digits.train if train else digits.val
         self.count = count
@@ -40,7 +43,7 @@ class Scenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         mask = torch.zeros(self.size, self.size, dtype=torch.long)
         boxes, labels = [], []
         cell = self.size // 2
-        for corner in range(4):  # at most one in each quarter, so that none hides another
+        for corner in range(4):  # at most one in each quarter: they never overlap
             if corner and draw(0, 3) == 0:
                 continue
             digit, label = self.digits[draw(0, len(self.digits))]

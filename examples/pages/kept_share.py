@@ -1,8 +1,9 @@
-"""How much of a feature map DropBlock really keeps: this package beside torchvision's and timm's layers.
+"""Measures the share of a feature map that DropBlock keeps: this package beside torchvision's and timm's layers.
 
-    python examples/kept_share.py
+    pip install "dropblock-inject[examples]"
+    python examples/pages/kept_share.py
 
-Every cell of {7, 14, 28}^2 maps x blocks of {3, 5, 7} x keep_prob {.95, .9, .8, .7, .5}, on maps of ones.
+It takes maps of ones of {7, 14, 28}^2 pixels, blocks of {3, 5, 7} pixels, and keep_prob {.95, .9, .8, .7, .5}.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torchvision.ops import drop_block2d as torchvision_drop_block
 from dropblock_inject import drop_block
 
 MAPS, BLOCKS, KEEP_PROBS = (7, 14, 28), (3, 5, 7), (0.95, 0.9, 0.8, 0.7, 0.5)
-CHUNK = 8192  # maps at a time
+MAPS_AT_A_TIME = 8192
 
 IMPLEMENTATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "dropblock_inject": lambda maps, keep_prob, block: drop_block(maps, keep_prob, block),
@@ -30,17 +31,18 @@ IMPLEMENTATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
 
 
 def kept_share(implementation: Callable, size: int, block: int, keep_prob: float, pixels: int) -> float:
-    """Measured share of ones that are not zeroed, over so many maps that they have `pixels` pixels in all."""
-    chunks = max(1, pixels // (CHUNK * size * size))
-    # One channel each: where the channels of a sample share their mask, more of them would teach nothing.
-    ones = torch.ones(CHUNK, 1, size, size)
+    """The share of ones that are not zeroed, over maps with about `pixels` pixels in all."""
+    maps = max(1, min(MAPS_AT_A_TIME, pixels // size**2))
+    chunks = max(1, pixels // (maps * size**2))
+    # One channel each, because timm's channels share their mask.
+    ones = torch.ones(maps, 1, size, size)
     return sum((implementation(ones, keep_prob, block) != 0).float().mean().item() for _ in range(chunks)) / chunks
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pixels", type=int, default=20_000_000, help="pixels per cell (default: %(default)s)")
-    arguments = parser.parse_args()
+    parser.add_argument("--pixels", type=int, default=20_000_000, metavar="N", help="pixels per setting (%(default)s)")
+    arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     cells = list(itertools.product(MAPS, BLOCKS, KEEP_PROBS))
     examples = [(7, 7, 0.9), (14, 7, 0.9), (14, 7, 0.5), (28, 7, 0.5)]

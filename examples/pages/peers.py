@@ -1,9 +1,10 @@
-"""What other implementations of DropBlock do, and this one with the same: each claim with the line that shows it.
+"""Compares this package with other implementations of DropBlock: each claim with the line that shows it.
 
     pip install "dropblock-inject[examples]" dropblock torchregularize torchtoolbox pylocron
-    python peers.py                             # --markdown > peers.md makes the page beside it
+    python examples/pages/peers.py
+    python examples/pages/peers.py --markdown               # examples/peers.md
 
-A library that is not installed is left out, and said to be.
+A library that is not installed is left out, with a message.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def test_a_convolutional_network_before_a_transformer_has_a_trunk() -> None:
 
 def test_a_transformer_behind_a_stem_of_convolutions_has_none() -> None:
     stem = nn.Sequential(conv(3, 8, 2), conv(8, 16, 2), nn.Conv2d(16, 16, 4, 4))
-    with pytest.raises(DropBlockInjectError, match="it has 12 residual joins, and none of them adds what convolutions"):
+    with pytest.raises(DropBlockInjectError, match="it has 12 residual adds, and none of them adds what convolutions"):
         find_stages(WithTokens(stem, 6, 16), IMAGE)
 
 
@@ -163,5 +163,5 @@ def test_tokens_in_the_shape_of_a_map_are_no_trunk() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.cut(x).permute(0, 2, 3, 1)
 
-    with pytest.raises(DropBlockInjectError, match="it has 3 residual joins"):
+    with pytest.raises(DropBlockInjectError, match="it has 3 residual adds"):
         find_stages(nn.Sequential(Patches(), Layer(), Layer(), Layer()), IMAGE)

@@ -1,4 +1,4 @@
-"""The DropBlock implementations that the benchmarks compare, and the floor under all of them."""
+"""The DropBlock implementations that the benchmarks compare, and a multiplication as the floor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMM, TIMM_SHARED = "timm, mask per channel", "timm, shared mask"
 
 
 def layers(keep_prob: float, block_size: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Each as a function of a feature map in training mode."""
+    """Functions of a feature map in training mode."""
     drop_prob = 1 - keep_prob
     return {
         **bench.layers(keep_prob, block_size),

@@ -1,10 +1,10 @@
-"""What DropBlock costs: this package, torchvision's, timm's and PyPI's, dropout, and the floor ``x * scalar``.
+"""The cost of DropBlock: this package, torchvision's, timm's and PyPI's, Dropout2d, and the floor ``x * scalar``.
 
     python tests/benchmarks/operators.py             # the maps of ResNet-50, batch 32: 2 minutes on two cores
     python tests/benchmarks/operators.py --full      # EfficientNet-B0, keep_prob .7, block 3 and bf16 too
 
-All candidates take turns in one run; a figure is a median, and what counts are ratios to the floor. Writes a table
-(CSV) and a picture beside each other and prints the table.
+All candidates take turns in one run. The figures are medians; compare the ratios to the floor. It prints a table, and
+writes it as CSV and as a picture.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def cases(full: bool) -> list[Case]:
 
 
 def measure(case: Case, batch: int, device: str, seconds: float) -> dict[str, tuple[float, float, int]]:
-    """Of each candidate: seconds forward, seconds forward and backward, bytes saved for the backward pass."""
+    """Seconds forward, seconds forward and backward, and bytes saved for the backward pass, of each candidate."""
     x = torch.randn(batch, *case.map, dtype=case.dtype, device=device, requires_grad=True)
     upstream = torch.randn_like(x)
     candidates = layers(case.keep_prob, case.block_size)
@@ -89,14 +89,14 @@ def plot(results: dict[Case, dict[str, tuple[float, float, int]]], path: Path) -
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="every map, keep_prob, block size and dtype")
     parser.add_argument("--batch", type=int, default=32, help="images in a batch (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=15, help="for each measurement (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("operators"), help="CSV and PNG (default: %(default)s.*)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     results = {}
     print(f"{machine()}; batch {arguments.batch}; medians, in one run")

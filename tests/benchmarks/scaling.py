@@ -1,8 +1,8 @@
-"""How the cost of DropBlock grows with the batch, the map, the channels and the number of sites.
+"""The growth of the cost of DropBlock with the batch, the map, the channels and the number of sites.
 
     python tests/benchmarks/scaling.py
 
-Forward and backward, keep_prob 0.9, block 7, fp32, interleaved in one run; figures are medians.
+Forward and backward, keep_prob 0.9, block 7, fp32. Both take turns in one run; the figures are medians.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ def repeated(layer: Callable[[Tensor], Tensor], x: Tensor, sites: int) -> Callab
     return run
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4, help="for each measurement (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.manual_seed(0)
-    print(f"{machine()}; {BASE['batch']} x {BASE['channels']} x {BASE['side']} x {BASE['side']} but for what grows")
+    base = " x ".join(str(BASE[quantity]) for quantity in ("batch", "channels", "side", "side"))
+    print(f"{machine()}; {base}, with one quantity changed in each row")
     rows = []
     for quantity, values in GROWTH.items():
         for value in values:
@@ -56,7 +57,7 @@ def main() -> None:
             found = interleaved(runs, arguments.seconds)
             ratio = found["ours"] / found["floor"]
             rows.append((quantity, value, f"{found['ours'] * 1e3:.2f}", f"{found['floor'] * 1e3:.2f}", f"{ratio:.2f}"))
-    print(markdown(("what grows", "to", "ours, ms", "x * scalar, ms", "ratio"), rows))
+    print(markdown(("quantity", "value", "ours, ms", "x * scalar, ms", "ratio"), rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common beside the timing, which is ``dropblock_inject.command.bench``."""
+"""Shared by the benchmarks: saved bytes and tables. The timing is that of ``dropblock_inject.command.bench``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def saved_bytes(run: Callable[[], object]) -> int:
-    """Bytes that autograd keeps for the backward pass of what is run."""
+    """Bytes that autograd keeps for the backward pass of `run`."""
     storages: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""What DropBlock costs a training step: none, this package and torchvision's layer at the same sites.
+"""The cost of a training step without DropBlock, with this package, and with torchvision's layer at the same sites.
 
     python tests/benchmarks/training_step.py                      # ResNet-50 and EfficientNet-B0, batch 8
     python tests/benchmarks/training_step.py --compile            # the same under torch.compile
 
-The three networks have the same weights and take turns in one run; figures are medians.
+The three networks have the same weights and take turns in one run. The figures are medians.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def step(net: nn.Module, images: Tensor, labels: Tensor, autocast: bool, kind: s
 
     def run() -> None:
         optimizer.zero_grad()
-        # Where the layer sits, and what its hooks do for shortcuts, is the same; only the operator is another one.
+        # The sites and their hooks are the same; only the operator differs.
         operator = torchvision_operator if kind == TORCHVISION else drop_block
         with mock.patch.object(layer, "drop_block", operator):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
@@ -59,7 +59,7 @@ def step(net: nn.Module, images: Tensor, labels: Tensor, autocast: bool, kind: s
     return run
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, help="of timm (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="images in a batch (default: %(default)s)")
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="through torch.compile; without torchvision's layer")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16, channels_last")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     print(f"{machine()}; batch {arguments.batch}, {arguments.image_size} px; medians, in one run")
     rows = []

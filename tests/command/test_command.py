@@ -1,12 +1,17 @@
 """The command, as people type it."""
 
+import gc
+import io
 import json
+import math
+import os
 import re
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,6 +19,8 @@ from networks import CifarResNet
 from PIL import Image
 
 from dropblock_inject import find_stages, plan_dropblock
+from dropblock_inject.command import arguments
+from dropblock_inject.command import main as command
 from dropblock_inject.command.main import main
 
 TESTS = Path(__file__).parents[1]
@@ -29,9 +36,10 @@ def run(capsys, *words):
 
 
 def test_stages(capsys):
-    out = run(capsys, "stages", "timm:resnet18")
-    assert [line.split() for line in out.splitlines()] == [
-        ["stage", "reduction", "channels", "map", "blocks", "from", "to"],
+    headings, rule, *rows = run(capsys, "stages", "timm:resnet18").splitlines()
+    assert headings.split() == ["stage", "reduction", "channels", "map", "blocks", "from", "to"]
+    assert set(rule) == {"-", " "}
+    assert [row.split() for row in rows] == [
         ["1", "4", "64", "56x56", "2", "layer1.0", "layer1.1"],
         ["2", "8", "128", "28x28", "2", "layer2.0", "layer2.1"],
         ["3", "16", "256", "14x14", "2", "layer3.0", "layer3.1"],
@@ -67,11 +75,11 @@ def test_every_option_of_plan(capsys):
     data = json.loads(run(capsys, "plan", OWN, *words, "--json"))
     assert data["image_size"] == [32, 48]
     assert [site["name"] for site in data["sites"]] == [
-        "stage2.1.conv1.drop_branch",
+        "stage2.1.drop_branch1",
         "stage2.1.drop_output",
-        "stage3.0.conv1.drop_branch",
+        "stage3.0.drop_branch1",
         "stage3.0.drop_output",
-        "stage3.1.conv1.drop_branch",
+        "stage3.1.drop_branch1",
         "stage3.1.drop_output",
     ]
     assert {site["keep_prob"] for site in data["sites"]} == {0.8}
@@ -82,23 +90,86 @@ def test_the_largest_models_are_planned_without_their_weights(capsys):
     assert "block" in run(capsys, "plan", "timm:convnext_xxlarge", "--where", "skip")
 
 
-def test_pictures(capsys, tmp_path):
-    pytest.importorskip("matplotlib")
-    photograph = tmp_path / "photograph.png"
-    Image.effect_noise((80, 60), 50).save(photograph)
-    run(capsys, "show", photograph, "--model", OWN, "--image-size", 64, "-o", tmp_path / "show.png")
-    run(capsys, "show", photograph, "--model", OWN, "--layer", "stage1.0", "-o", tmp_path / "layer.pdf")
-    run(capsys, "schedule", "--total-steps", 100, "--mode", "cosine", "-o", tmp_path / "schedule.svg")
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that the command writes into files."""
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    written, save = [], matplotlib.Figure.savefig
+    monkeypatch.setattr(matplotlib.Figure, "savefig", lambda figure, file: (save(figure, file), written.append(figure)))
+    return written
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    file = tmp_path / "photograph.png"
+    Image.effect_noise((80, 60), 50).convert("RGB").save(file)
+    return file
+
+
+def test_pictures_of_a_network(capsys, tmp_path, figures):
     run(capsys, "plan", OWN, "--image-size", 32, "--stages", -1, "-o", tmp_path / "plan.png")
-    run(capsys, "stages", OWN, "--image-size", 32, "--block", "stage2.0", "-o", tmp_path / "stages.png")
-    names = ("show.png", "layer.pdf", "schedule.svg", "plan.png", "stages.png")
-    assert all((tmp_path / name).stat().st_size > 5000 for name in names)
+    run(capsys, "stages", OWN, "--image-size", 32, "--block", "stage2.0", "-o", tmp_path / "stages.svg")
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "stages.svg").read_text()
+    plan, stages = figures
+    assert [text.get_text() for text in plan.axes[0].texts].count("keep 0.9") == 1
+    assert "stage2.0" in stages.axes[1].get_title(loc="left")
 
 
-def test_a_network_for_grey_images(capsys, tmp_path):
-    pytest.importorskip("matplotlib")
-    photograph, file = tmp_path / "photograph.png", tmp_path / "grey.py"
-    Image.effect_noise((80, 60), 50).convert("RGB").save(photograph)
+def test_the_picture_of_feature_maps(capsys, tmp_path, photograph, figures):
+    options = ("--image-size", 64, "--channels", 2, "--keep-prob", 0.5, "--block-size", 3)
+    run(capsys, "show", photograph, "--model", OWN, *options, "--layer", "stage1.0", "-o", tmp_path / "show.pdf")
+    (figure,) = figures
+    shown, *maps = (axis.images[0].get_array() for axis in figure.get_axes())
+    with Image.open(photograph) as original:
+        assert (np.asarray(shown) == np.asarray(original.resize((64, 64), box=(10, 0, 70, 60)))).all()
+    assert len(maps) == 2 * (4 + 3)
+    assert "stage1.0 of CifarResNet" in figure.get_suptitle()
+    assert "block 3x3" in [part.get_suptitle() for part in figure.subfigs][2]
+
+
+def curves(figure):
+    (axis,) = figure.get_axes()
+    return {line.get_label(): line.get_data() for line in axis.lines if line.get_label()[0] != "_"}
+
+
+def test_the_curve_of_a_schedule(capsys, tmp_path, figures):
+    options = ("--mode", "cosine", "--start", 0.95, "--warmup-steps", 30, "--keep-prob", 0.8, "--stages", -1)
+    run(capsys, "schedule", "--total-steps", 100, *options, "-o", tmp_path / "schedule.svg")
+    ((label, (steps, values)),) = curves(figures[0]).items()
+    assert label == "stage 4 of 4, to 0.8"
+    assert list(steps) == list(range(101))
+    progress = [max(step - 30, 0) / 70 for step in steps]
+    assert list(values) == pytest.approx([0.95 - 0.15 * (1 - math.cos(math.pi * done)) / 2 for done in progress])
+
+
+@pytest.mark.parametrize(
+    ("options", "ends"),
+    [
+        ((), {3: 0.975, 4: 0.9}),
+        (("--stages", 3), {3: 0.975}),
+        (("--stages", -1, 3), {3: 0.975, 4: 0.9}),
+        (("--stages", -2, 3, 1), {1: 1 - 0.1 / 64, 3: 0.975}),
+        (("--stages", 2, 4, "--no-depth-scaling"), {2: 0.9, 4: 0.9}),
+    ],
+)
+def test_a_schedule_ends_where_an_injection_of_a_resnet_does(capsys, tmp_path, figures, options, ends):
+    run(capsys, "schedule", "--total-steps", 10, *options, "-o", tmp_path / "schedule.png")
+    found = {int(label.split()[1]): values[-1] for label, (_, values) in curves(figures[0]).items()}
+    assert found == pytest.approx(ends)
+    sites = plan_dropblock(
+        timm.create_model("resnet18"), sorted(ends), depth_scaling="--no-depth-scaling" not in options
+    )
+    assert found == pytest.approx({site.stage: site.keep_prob for site in sites})
+
+
+def test_a_schedule_of_as_many_steps_as_there_are_integers(capsys, tmp_path, figures):
+    run(capsys, "schedule", "--total-steps", 2**63 - 1, "-o", tmp_path / "schedule.png")
+    assert curves(figures[0])["stage 4 of 4, to 0.9"][1][-1] == pytest.approx(0.9)
+
+
+def test_a_network_for_grey_images(capsys, tmp_path, photograph, figures):
+    file = tmp_path / "grey.py"
     file.write_text("import timm\n\ndef net():\n    return timm.create_model('test_resnet', in_chans=1)\n")
     assert "stage" in run(capsys, "stages", f"{file}:net", "--image-size", 96)
     run(capsys, "show", photograph, "--model", f"{file}:net", "-o", tmp_path / "grey.png")
@@ -107,35 +178,64 @@ def test_a_network_for_grey_images(capsys, tmp_path):
     assert "takes images of 5 channels; a picture has 3, or 1" in capsys.readouterr().err
 
 
-def test_random_weights_are_said_to_be(capsys, tmp_path):
-    pytest.importorskip("matplotlib")
-    photograph = tmp_path / "photograph.png"
-    Image.effect_noise((80, 60), 50).save(photograph)
-    assert main(["show", str(photograph), "--model", "test_resnet", "-o", str(tmp_path / "show.png")]) == 0
-    assert "its weights are random" in capsys.readouterr().err
+def test_random_weights_are_said_to_be(capsys, tmp_path, photograph, figures):
+    assert "its weights are random" in run(
+        capsys, "show", photograph, "--model", "test_resnet", "-o", tmp_path / "show.png"
+    )
 
 
-def test_show_with_weights_of_a_file(capsys, tmp_path):
-    pytest.importorskip("matplotlib")
-    photograph, weights = tmp_path / "photograph.png", tmp_path / "net.pt"
-    Image.effect_noise((80, 80), 50).convert("RGB").save(photograph)
-    net = timm.create_model("test_resnet")
-    written = []
+def test_show_with_weights_of_a_file(capsys, tmp_path, photograph, figures):
+    net, weights = timm.create_model("test_resnet"), tmp_path / "net.pt"
     for factor in (1.0, 0.0):
         net.load_state_dict({name: value * factor for name, value in net.state_dict().items()})
         torch.save({"state_dict": net.state_dict()}, weights)
-        picture = tmp_path / f"{factor}.png"
-        run(capsys, "show", photograph, "--model", "test_resnet", "--checkpoint", weights, "-o", picture)
-        written.append(picture.read_bytes())
-    assert written[0] != written[1]
+        run(capsys, "show", photograph, "--model", "test_resnet", "--checkpoint", weights, "-o", tmp_path / "show.png")
+    first, zero = (figure.get_axes()[1].images[0].get_array() for figure in figures)
+    assert np.ptp(first) > 0 == np.ptp(zero)
 
 
-def test_bench(capsys):
-    out = run(capsys, "bench", "--shape", 2, 8, 14, 14, "--seconds", 0.1)
-    rows = dict([*line.rsplit(None, 2)[:1], line.rsplit(None, 2)[1:]] for line in out.splitlines()[3:])
-    assert list(rows) == ["x * scalar", "dropblock_inject", "F.dropout", "torchvision"]
+@pytest.mark.parametrize("block_size", [5, 6])
+def test_bench(capsys, block_size):
+    out = run(capsys, "bench", "--shape", 2, 8, 14, 14, "--block-size", block_size, "--seconds", 0.1)
+    assert f"2x8x14x14, keep_prob 0.9, block {block_size}" in out
+    rows = dict([*line.rsplit(None, 2)[:1], line.rsplit(None, 2)[1:]] for line in out.splitlines()[4:])
+    torchvision = ["torchvision"] if block_size % 2 else []  # it refuses even blocks
+    assert list(rows) == ["x * scalar", "dropblock_inject", "F.dropout", *torchvision]
     assert rows["x * scalar"][1] == "1.00"
     assert all(float(ms) > 0 for ms, _ in rows.values())
+
+
+def test_what_the_code_of_a_model_prints_is_no_part_of_the_output(capsys, tmp_path):
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import timm\nprint('one')\n\ndef net():\n    print('two')\n    return timm.create_model('resnet18')\n"
+    )
+    assert main(["plan", f"{file}:net", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)["sites"]) == 12
+    assert printed.err == "one\ntwo\n"
+
+
+OWN_CODE = [
+    ("import sys\nsys.exit(0)", r"net\.py failed: SystemExit: 0"),
+    ("def net():\n    exit()", r"net\(\) of .*net\.py failed: SystemExit: None"),
+    ("def net():\n    raise KeyError('one\\ntwo')", r"net\(\) of .*net\.py failed: KeyError: 'one.*two'"),
+    ("def net():\n    raise RuntimeError('one\\ntwo')", r"net\(\) of .*net\.py failed: RuntimeError: one$"),
+    (
+        "from torch import nn\n\nclass Net(nn.Conv2d):\n    def forward(self, x):\n"
+        "        raise RuntimeError('no memory')\n\ndef net():\n    return nn.Sequential(Net(3, 3, 3))",
+        r"Sequential on a picture of 64x64 pixels failed: RuntimeError: no memory$",
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "message"), OWN_CODE)
+def test_errors_in_the_code_of_a_model_are_said_in_a_line(capsys, tmp_path, photograph, code, message):
+    file = tmp_path / "net.py"
+    file.write_text(code)
+    words = ["show", photograph, "--model", f"{file}:net", "--layer", "0", "--image-size", 64, "-o", tmp_path / "x.png"]
+    assert main(list(map(str, words))) == 1
+    assert re.match(rf"dropblock-inject: error: .*{message}", capsys.readouterr().err)
 
 
 MISTAKES = [
@@ -149,10 +249,13 @@ MISTAKES = [
     ),
     (
         ["plan", "resnet18", "--image-size", "32"],
-        "--stages -2 -1 means its last two, 2 and 3; .*give a larger --image-size",
+        "last two, 2 and 3; .*larger",
     ),
-    (["plan", "resnet18", "--include", "lair"], "dropblock-inject plan MODEL lists them all"),
-    (["stages", "resnet18", "--block", "layer1.0"], "--block says what to draw; give -o FILE.png too"),
+    (["plan", "resnet18", "--include", "lair"], "closest: layer"),
+    (
+        ["stages", "resnet18", "--block", "layer1.0"],
+        "--block chooses the block that the picture shows; give -o FILE.png too",
+    ),
     (["show", ".", "--model", "resnet18", "-o", "a.png"], ". is a folder; name a picture"),
     (["stages", "keras:resnet50"], "unknown library in keras:resnet50; use timm:NAME or torchvision:NAME"),
     (["stages", "nowhere.py:net"], "no file nowhere.py"),
@@ -188,10 +291,20 @@ MISTAKES = [
         ["show", "{png}", "--model", OWN, "--pretrained", "-o", "x.png"],
         "pretrained weights are for models of a library",
     ),
-    (["schedule", "--total-steps", "0", "-o", "x.png"], "total_steps must be at least 1, got 0"),
+    (
+        ["schedule", "--total-steps", "9", "--start", "0", "-o", "x.png"],
+        r"start must be a keep_prob in \(0, 1\], got 0",
+    ),
     (["schedule", "--total-steps", "10", "--keep-prob", "2", "-o", "x.png"], r"keep_prob must be in \(0, 1\], got 2"),
     (["bench", "--keep-prob", "2"], r"keep_prob must be in \(0, 1\], got 2"),
-    (["bench", "--device", "nowhere"], "nowhere"),
+    (["schedule", "--total-steps", "10", "--stages", "0", "5", "-5", "-o", "x.png"], "no stage 0, 5, -5: .* 1 to 4"),
+    (["bench", "--device", "nowhere"], "maps of 32x1024x14x14 on nowhere: "),
+    (["bench", "--shape", "1000000", "1000000", "1000", "1000"], "maps of 1000000x1000000x1000x1000 on cpu: .*memory"),
+    (["stages", "resnet18", "--image-size", "1000000000"], "an image of 1000000000x1000000000 pixels is too large"),
+    (
+        ["show", "{png}", "--model", "resnet18", "--image-size", "9", "9", "9", "-o", "x.png"],
+        "an image of 9x9x9 pixels",
+    ),
 ]
 
 
@@ -205,7 +318,7 @@ def test_mistakes_get_a_sentence_and_no_traceback(capsys, tmp_path, monkeypatch,
     code = main([word.format(png=png, tmp=tmp_path) for word in words])
     printed = capsys.readouterr()
     assert code == 1
-    assert printed.out == "" or words[0] == "bench"
+    assert printed.out == ""
     assert re.match(rf"dropblock-inject: error: .*{message}", printed.err, re.S), printed.err
 
 
@@ -215,6 +328,11 @@ def test_mistakes_get_a_sentence_and_no_traceback(capsys, tmp_path, monkeypatch,
         *([], ["draw"], ["plan"], ["plan", "resnet18", "--where", "there"], ["plan", "x", "--k"]),
         *(["plan", "resnet18", "--stages", "3,4"], ["stages", "resnet18", "-o", "noext"], ["stages", "x", "-o", "."]),
         ["show", "a.png", "--model", "resnet18", "-o", "b.png", "--channels", "9999"],
+        ["show", "a.png", "--model", "resnet18", "-o", "b.png", "--seed", "1" + "0" * 20],
+        ["schedule", "--total-steps", "0", "-o", "b.png"],
+        ["schedule", "--total-steps", "1" + "0" * 20, "-o", "b.png"],
+        ["stages", "resnet18", "--image-size", "1" + "0" * 27],
+        ["stages", "resnet18", "--image-size", "1" + "0" * 5000],
     ],
 )
 def test_wrong_usage_ends_with_2(capsys, words):
@@ -224,13 +342,52 @@ def test_wrong_usage_ends_with_2(capsys, words):
     assert "usage: dropblock-inject" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_colours_on_a_terminal_only(capsys, monkeypatch, terminal):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    assert ("\033[1m" in run(capsys, "stages", OWN, "--image-size", 32)) == terminal
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert "\033" not in run(capsys, "stages", OWN, "--image-size", 32)
+def test_only_the_module_of_the_command_in_question_is_imported(capsys, monkeypatch):
+    """The list of commands must not wait for torch."""
+    imported = []
+    monkeypatch.setattr(arguments, "import_module", lambda *names: imported.append(names[0]))
+    for words in (["--help"], ["plan", "--help"]):
+        with pytest.raises((SystemExit, AttributeError)):
+            main(words)
+    assert imported == [".plan"]
+    assert "the places where inject_dropblock would put DropBlocks" in capsys.readouterr().out
+
+
+@pytest.fixture
+def run_process(monkeypatch):
+    """The function that the process of the command runs; it raises SystemExit in place of ending the process."""
+
+    def run_process(*words):
+        monkeypatch.setattr(sys, "argv", ["dropblock-inject", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            command.run()
+        return ended.value.code
+
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.setattr(gc, "disable", lambda: None)
+    return run_process
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream(capsys, tmp_path, monkeypatch, figures, run_process, closed):
+    other = {"stdout": sys.stderr, "stderr": sys.stdout}[closed]
+    monkeypatch.setattr(sys, closed, None)  # as Python does for `>&-`
+    assert run_process("stages", OWN, "--image-size", 32, "-o", tmp_path / "stages.png") == 0
+    getattr(sys, closed).close()
+    assert len(figures) == 1
+    assert ("stage3.0" in capsys.readouterr().out) == (other is sys.stdout)
+
+
+def test_a_name_that_the_terminal_cannot_show(tmp_path, monkeypatch, run_process):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\nfrom networks import CifarResNet\n\ndef net():\n    net = torch.nn.Sequential()\n"
+        "    net.add_module('größe', CifarResNet())\n    return net\n"
+    )
+    assert run_process("stages", f"{file}:net", "--image-size", 32) == 0
+    assert "gr\\xf6\\xdfe.stage3.0" in out.buffer.getvalue().decode("ascii")
 
 
 def test_as_a_process_of_its_own(tmp_path):

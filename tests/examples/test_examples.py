@@ -11,9 +11,10 @@ import detection
 import plain_loop
 import pytest
 import segmentation
+import timm
 import torch
 
-from dropblock_inject import KeepProbSchedule, dropblock_sites
+from dropblock_inject import KeepProbSchedule, dropblock_sites, remove_dropblock
 from lib.scenes import CLASSES, Scenes
 
 
@@ -31,24 +32,29 @@ def scheduled(monkeypatch: pytest.MonkeyPatch) -> list[KeepProbSchedule]:
     return made
 
 
+FASTER_RCNN_MOBILE = "--model fasterrcnn_mobilenet_v3_large_fpn"
+LRASPP_MOBILE = "--model lraspp_mobilenet_v3_large"
+
+
 @pytest.mark.parametrize(
     ("example", "arguments", "sites", "prefix"),
     [
-        (plain_loop, "--epochs 2 --images 40", 12, "layer"),
-        (cifar100, "--dataset digits --epochs 2 --images 40 --batch-size 20", 12, "layer"),
-        (detection, "--epochs 1 --images 12 --size 96", 40, "backbone.body.blocks"),
-        (detection, "--epochs 1 --images 4 --size 64 --model fasterrcnn_mobilenet_v3_large_fpn", 33, "backbone.body."),
-        (detection, "--epochs 1 --images 4 --size 64 --model fasterrcnn_resnet50_fpn", 36, "backbone.body.layer"),
-        (segmentation, "--epochs 1 --images 16 --size 64", 40, "backbone.body.blocks"),
-        (segmentation, "--epochs 1 --images 16 --size 64 --model lraspp_mobilenet_v3_large", 33, "backbone."),
-        (segmentation, "--epochs 1 --images 4 --batch-size 2 --size 64 --model fcn_resnet50", 36, "backbone.layer"),
+        (plain_loop, "--image-size 64 --max-samples 40", 12, "layer"),
+        (cifar100, "--dataset digits --image-size 32 --max-samples 20 --batch-size 10", 12, "layer"),
+        (detection, "--image-size 96 --max-samples 12", 40, "backbone.body.blocks"),
+        (detection, f"--image-size 64 --max-samples 4 {FASTER_RCNN_MOBILE}", 33, "backbone.body."),
+        (detection, "--image-size 64 --max-samples 4 --model fasterrcnn_resnet50_fpn", 36, "backbone.body.layer"),
+        (segmentation, "--image-size 64 --max-samples 16", 40, "backbone.body.blocks"),
+        (segmentation, f"--image-size 64 --max-samples 16 {LRASPP_MOBILE}", 33, "backbone."),
+        (segmentation, "--image-size 64 --max-samples 4 --batch-size 2 --model fcn_resnet50", 36, "backbone.layer"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_it_trains_to_the_end_of_the_schedule(
-    example, arguments: str, sites: int, prefix: str, scheduled: list[KeepProbSchedule], capsys
+    example, arguments: str, sites: int, prefix: str, scheduled: list[KeepProbSchedule], capsys, monkeypatch, tmp_path
 ) -> None:
-    example.main(arguments.split())
+    monkeypatch.chdir(tmp_path)
+    example.main(["--epochs", "1", *arguments.split()])
     printed = capsys.readouterr().out
     (schedule,) = scheduled
     assert schedule.last_step == schedule.total_steps > 0
@@ -60,6 +66,10 @@ def test_it_trains_to_the_end_of_the_schedule(
     assert re.search(r"^epoch \d .*keep_prob 0\.900", printed, flags=re.MULTILINE)
     assert "nan" not in printed
     assert all(parameter.isfinite().all() for parameter in schedule.model.parameters())
+    if example is not plain_loop:
+        weights = tmp_path / "runs" / example.__name__ / "model.pt"
+        remove_dropblock(schedule.model)
+        schedule.model.load_state_dict(torch.load(weights, weights_only=True), strict=True)
 
 
 def test_scenes_are_what_they_say() -> None:
@@ -89,9 +99,13 @@ def test_lightning(tmp_path: Path, capsys) -> None:
     pytest.importorskip("lightning")
     import with_lightning
 
-    small = ["--model", "test_resnet", "--images", "40", "--output", str(tmp_path)]
+    small = ["--model", "test_resnet", "--max-samples", "40", "--output", str(tmp_path)]
     with_lightning.main([*small, "--epochs", "2"])
-    assert "accuracy" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "accuracy" in captured.out
+    assert "it/s" not in captured.out + captured.err  # no progress bar where there is no terminal
+    plain = timm.create_model("test_resnet", num_classes=10)
+    plain.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=True)
     with (tmp_path / "metrics.csv").open() as file:
         logged = [row["keep_prob/stage4"] for row in csv.DictReader(file) if row.get("keep_prob/stage4")]
     assert logged
@@ -109,11 +123,13 @@ def test_transformers(tmp_path: Path, capsys) -> None:
     import with_transformers
     from transformers import AutoModelForImageClassification
 
-    small = ["--images", "40", "--size", "64", "--output", str(tmp_path)]
+    small = ["--max-samples", "40", "--image-size", "64", "--output", str(tmp_path)]
     with_transformers.main([*small, "--epochs", "1"])
-    assert "accuracy" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "accuracy" in captured.out
+    assert "it/s" not in captured.out + captured.err
     plain, loading = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(loading[name] for name in ("missing_keys", "unexpected_keys"))
     assert plain.config.num_labels == 10
-    with_transformers.main([*small, "--epochs", "2", "--resume"])
+    with_transformers.main([*small, "--epochs", "2", "--resume", str(tmp_path)])
     assert (tmp_path / "checkpoint-4").is_dir()

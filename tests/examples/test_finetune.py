@@ -1,4 +1,4 @@
-"""The main example: what it prints and writes, that it resumes exactly, and what it says to a mistake."""
+"""The main example: its output, its files, and its answers to mistakes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import finetune
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,8 +19,8 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-from dropblock_inject import KeepProbSchedule
 from lib import checkpoint, models
+from lib.data import open_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,9 +63,8 @@ def test_default_run(tmp_path: Path) -> None:
     assert "tiger cat" in run.stdout  # the weights are the real ones
     assert "digits: 32 training and 32 validation images of 10 classes" in run.stdout
     assert "blocks.6.0" in run.stdout  # the table
-    assert "epoch 1/1" in run.stderr
-    assert "keep_prob 0.95" in run.stderr  # half way
     assert "keep_prob 0.900" in run.stdout
+    assert run.stderr == ""  # no progress bar where there is no terminal
     found = accuracies(run.stdout)
     assert found.keys() == {"before", "after", "removed", "plain"}
     assert found["after"] == found["removed"] == found["plain"]
@@ -83,63 +85,6 @@ def test_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["after"] > 50
 
 
-class Interrupter:
-    """Records keep_prob after each step, and interrupts the training after so many."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.trace: list[float] = []
-        self.stop_after: int | None = None
-        step = KeepProbSchedule.step
-
-        def stepping(schedule: KeepProbSchedule) -> None:
-            step(schedule)
-            self.trace.extend(schedule.get_last_keep_prob())
-            self.steps += 1
-            if self.steps == self.stop_after:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(KeepProbSchedule, "step", stepping)
-
-    def run(self, arguments: list[str], stop_after: int | None = None) -> list[float]:
-        self.trace, self.steps, self.stop_after = [], 0, stop_after
-        torch.manual_seed(os.getpid())  # a state that the script must not depend on
-        if stop_after is None:
-            finetune.main(arguments)
-        else:
-            with pytest.raises(SystemExit, match="interrupted in epoch 2; go on with --resume"):
-                finetune.main(arguments)
-        return self.trace
-
-
-def equal(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_resumed_run_equals_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str) -> None:
-    interrupter = Interrupter(monkeypatch)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    arguments = [*SMALL, "--workers", workers, "--output"]
-    trace = interrupter.run([*arguments, str(whole)])
-    first = interrupter.run([*arguments, str(parts)], stop_after=5)  # amid the second epoch
-    assert not (parts / "model.pt").exists()
-    second = interrupter.run(["--resume", str(parts / "last.pt"), "--workers", workers])
-
-    sites = len(trace) // 6
-    assert first == trace[: 5 * sites]
-    assert second == trace[3 * sites :]
-    assert trace[-1] == pytest.approx(0.9)
-    for name in ("model.pt", "last.pt"):
-        ours, theirs = (torch.load(run / name, weights_only=True) for run in (parts, whole))
-        assert equal(ours, theirs)
-
-
 def test_resume_refuses_other_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finetune.main([*SMALL, "--output", str(tmp_path)])
     last = tmp_path / "last.pt"
@@ -151,11 +96,14 @@ def test_resume_refuses_other_options(tmp_path: Path, capsys: pytest.CaptureFixt
         "--max-samples 64": "has --max-samples 48, not 64; leave --max-samples out",
     }.items():
         assert expected in message_of(["--resume", str(last), *options.split()], capsys)
-    assert "weights go in --checkpoint" in message_of(["--resume", str(tmp_path / "model.pt")], capsys)
+    message = message_of(["--resume", str(tmp_path / "model.pt")], capsys)
+    assert message.endswith("model.pt is no last.pt of finetune.py; weights go in --checkpoint")
 
     state = torch.load(last, weights_only=True)
+    foreign = tmp_path / "foreign.pt"
+    torch.save({**state, "settings": {**state["settings"], "script": "cifar100.py"}}, foreign)
+    assert "foreign.pt is no last.pt of finetune.py" in message_of(["--resume", str(foreign)], capsys)
     for part, damage in {"keep_prob_schedule": {}, "optimizer": {"state": {}}, "model": {}, "random": {}}.items():
-        foreign = tmp_path / "foreign.pt"
         torch.save({**state, part: damage}, foreign)
         assert "foreign.pt does not fit" in message_of(["--resume", str(foreign)], capsys)
         foreign.unlink()
@@ -235,8 +183,11 @@ def test_bad_checkpoint_at_the_command_line(tmp_path: Path) -> None:
         ("--pretrained --checkpoint a", "error: --pretrained and --checkpoint exclude each other"),
         ("--max-samples 1", "error: there must be two training images or more"),
         ("--epochs 0", "argument --epochs: must be at least 1, got 0"),
-        ("--lr 0", "argument --lr: must be above 0, got 0"),
-        ("--block-size big", "argument --block-size: invalid number value: 'big'"),
+        ("--lr 0", "argument --lr: must be above 0 and at most 1e6, got 0"),
+        ("--lr 1e308", "argument --lr: must be above 0 and at most 1e6, got 1e308"),
+        ("--seed 99999999999999999999", "argument --seed: must be at most 9223372036854775807, got 999999"),
+        ("--image-size 100000", "argument --image-size: must be at most 10000, got 100000"),
+        ("--block-size big", "argument --block-size: must be pixels or a share of the map, got 'big'"),
         ("--keep-prob 0", "error: keep_prob must be in (0, 1], got 0.0"),
         ("--device abacus", "error: no device abacus: "),
     ],
@@ -307,17 +258,108 @@ def test_classifiers_of_torchvision(name: str) -> None:
         assert model(torch.empty(2, 3, 64, 64)).shape == (2, 7)
 
 
-def test_checkpoints_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writing more bytes than that to a file fails, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_checkpoints_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "new" / "weights.pt"
     checkpoint.write_file(nn.Linear(2, 2).state_dict(), file)
     before = file.read_bytes()
-
-    def disk_full(content: object, file: object) -> None:
-        file.write(b"half of it")  # type: ignore[attr-defined]
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.write_file(nn.Linear(3, 3).state_dict(), file)
+    message = "weights.pt cannot be written: File too large; the file from before is unchanged"
+    with file_size_limit(50_000), pytest.raises(SystemExit, match=message):
+        checkpoint.write_file(nn.Linear(200, 200).state_dict(), file)
     assert file.read_bytes() == before
     assert os.listdir(file.parent) == ["weights.pt"]
+    with pytest.raises(SystemExit, match=r"error: .*weights.pt/a.pt cannot be written: "):
+        checkpoint.write_file({}, file / "a.pt")
+
+
+def test_a_full_disk_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "output"
+    with file_size_limit(200_000):
+        message = message_of([*SMALL, "--output", str(output)], capsys)
+    assert message == f"error: {output / 'last.pt'} cannot be written: File too large"
+    assert os.listdir(output) == []
+
+
+def test_an_image_alone_in_its_batch_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--model resnet10t --image-size 32 --max-samples 8 --batch-size 1 --stages -1"
+    message = message_of([*arguments.split(), "--output", str(tmp_path)], capsys)
+    assert message.startswith("error: batch normalisation needs more than one value per channel")
+    assert "give a larger --batch-size or --image-size" in message
+
+
+def test_a_loss_that_is_no_number_is_said_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = message_of([*SMALL, "--lr", "1e6", "--output", str(tmp_path)], capsys)
+    assert message == "error: the loss is infinite or not a number; try a smaller --lr"
+
+
+GREYS = np.linspace(0, 1, 64).reshape(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("8 bits.png", np.round(GREYS * 255).astype("uint8")),
+        ("16 bits.png", np.round(GREYS * 65535).astype("uint16")),
+        ("16 bits.tif", np.round(GREYS * 65535).astype("uint16")),
+        ("16 bits, big-endian.tif", np.round(GREYS * 65535).astype(">u2")),
+        ("16 bits.pgm", np.round(GREYS * 65535).astype("uint16")),
+        ("32 bits with values of 8.tif", np.round(GREYS * 255).astype("int32")),
+        ("32 bits with values of 16.tif", np.round(GREYS * 65535).astype("int32")),
+        ("32 bits.tif", np.round(GREYS * (2**31 - 1)).astype("int32")),
+        ("float.tif", GREYS.astype("float32")),
+        ("float to 255.tif", (GREYS * 255).astype("float32")),
+    ],
+)
+def test_greys_keep_their_values(tmp_path: Path, name: str, values: np.ndarray) -> None:
+    Image.fromarray(values).save(tmp_path / name)
+    image = open_image(str(tmp_path / name))
+    assert image.mode == "RGB"
+    for channel in image.split():
+        assert np.abs(np.asarray(channel) - GREYS * 255).max() <= 0.51
+
+
+def test_dark_greys_stay_dark(tmp_path: Path) -> None:
+    """A file of 16 bits says where white is, however dark its image."""
+    for name in ("dark.png", "dark.tif", "dark.pgm"):
+        Image.fromarray(np.full((8, 8), 200, dtype="uint16")).save(tmp_path / name)
+        assert np.asarray(open_image(str(tmp_path / name))).max() == 1
+
+
+@pytest.mark.parametrize("values", [GREYS - 0.5, GREYS * 1.5, GREYS * 1e6, GREYS * np.nan])
+def test_greys_without_a_known_white_are_refused(tmp_path: Path, values: np.ndarray) -> None:
+    Image.fromarray(values.astype("float32")).save(tmp_path / "odd.tif")
+    with pytest.raises(
+        OSError, match=r"odd.tif is not a readable image \(grey values from .* white may be 1, 255, 65535"
+    ):
+        open_image(str(tmp_path / "odd.tif"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright(tmp_path: Path, orientation: int) -> None:
+    upright = np.round(GREYS[:, :5] * 255).astype("uint8")
+    turned = {  # how a camera stores it, by the definition of the EXIF tag
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: upright.T[::-1],
+        7: upright.T[::-1, ::-1],
+        8: upright.T[:, ::-1],
+    }[orientation]
+    image = Image.fromarray(np.ascontiguousarray(turned))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(np.asarray(open_image(str(tmp_path / "turned.png")))[..., 0], upright)

@@ -79,7 +79,7 @@ def test_tables_and_picture_of_both_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--images", "9"], "--images 9 for 10 classes; give two for each"),
+        (["--max-samples", "9"], "--max-samples 9 for 10 classes; give two for each"),
         (["--device", "nowhere"], "no device nowhere"),
     ],
 )

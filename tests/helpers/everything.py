@@ -1,4 +1,4 @@
-"""What a model consists of, to be compared before and after."""
+"""A record of a whole model, to compare before and after."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def everything(net: nn.Module) -> dict[str, Any]:
-    """What a model consists of: every attribute of every module, every table with its order, by identity."""
+    """Every attribute of every module, every dict in its order, tensors and objects by identity."""
 
     def held(value: Any) -> Any:
         if isinstance(value, dict):
@@ -29,5 +29,5 @@ def everything(net: nn.Module) -> dict[str, Any]:
     }
 
 
-def hook_of_the_user(module: nn.Module, args: tuple, output: Any = None) -> None:
+def users_hook(module: nn.Module, args: tuple, output: Any = None) -> None:
     pass

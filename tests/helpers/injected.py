@@ -1,4 +1,4 @@
-"""Injected networks for the tests, and the proof that each of their sites drops something."""
+"""Injected networks for the tests, and an assertion that each of their sites drops something."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def options_for(name: str) -> dict[str, Any]:
 
 
 def wake_branches(net: nn.Module) -> None:
-    """Undoes the initialisation of the ends of branches at (almost) zero, behind which no mask could be seen."""
+    """Sets scales to about 1 that are initialised to (almost) zero: a mask before them would not change the output."""
     for module in net.modules():
         if isinstance(module, BATCH_NORM):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -40,7 +40,7 @@ def drops(net: nn.Module) -> dict[str, DropBlock]:
 
 
 def assert_live(net: nn.Module, images: Tensor, sites: int | None = None) -> None:
-    """Each site on its own changes what the network puts out in training."""
+    """Asserts that each site on its own changes the output in training mode."""
     check_dropblock(net)
     layers = drops(net)
     assert layers
@@ -55,7 +55,9 @@ def assert_live(net: nn.Module, images: Tensor, sites: int | None = None) -> Non
             return net(images).float()
 
     expected = output()
-    assert torch.equal(output(), expected), "not deterministic without drops: the comparison proves nothing"
+    assert torch.equal(output(), expected), (
+        "the output is random although nothing is dropped: the comparison proves nothing"
+    )
     for name, layer in layers.items():
         layer.keep_prob = 0.3
         assert not torch.equal(output(), expected), f"{name} drops nothing"

@@ -85,7 +85,7 @@ class CifarResNet(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """Two residual joins: the shortcut of the second is a tensor that the block makes itself."""
+    """Two residual adds. The block itself makes the shortcut of the second."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class ConvMixer(nn.Sequential):
 
 
 class ConcatBlock(nn.Module):
-    """Reads its shortcut in its own code (as HGNet does), so that no module can be given another tensor for it."""
+    """The block's own code reads the shortcut on the branch (as in HGNet), so no module can be given another tensor."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class ConcatBlock(nn.Module):
 
 
 class ConcatNet(nn.Sequential):
-    """Blocks that read their shortcut themselves, at a half and at a quarter of the resolution."""
+    """Blocks whose own code reads the shortcut, at a half and at a quarter of the resolution."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__(
@@ -205,8 +205,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "own:small_efficientnet": small_efficientnet,
     "own:video_net": VideoNet,
 }
-# One of each way to splice: after a module, in a slot, before the block, after a projection, beside the branch, at its
-# end, with channels last, in three dimensions, in a sequence that runs whatever is registered on it.
+# Together they have every kind of site: on a branch, on an output, on the input of a block, on a projection (resnet18),
+# on a shortcut that the block makes (conv_mixer) or reads (concat_net) itself; with channels last (test_convnext), in
+# three dimensions (video_net), and in a sequence that runs every module registered on it (plain_conv_net).
 EVERY_KIND = (
     "own:cifar_resnet",
     "own:concat_net",
@@ -221,14 +222,14 @@ EVERY_KIND = (
 
 
 def image_shape(name: str) -> tuple[int, ...]:
-    """Channels and pixels of the images that the tests give to a network."""
+    """Channels and pixels of the test images of a network."""
     if name == "own:video_net":
         return 3, 16, 16, 16
     return (3, 32, 32) if name.startswith("own:") else (3, 96, 96)
 
 
 def example_for(name: str) -> Tensor | None:
-    """What to plan with: small images for the networks made for them, else the default."""
+    """The example input for a plan: a small image for the small networks, else None."""
     return torch.empty(1, *image_shape(name)) if name.startswith("own:") else None
 
 

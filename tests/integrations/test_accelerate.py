@@ -1,4 +1,4 @@
-"""Accelerate needs no integration: it can checkpoint the schedule, and its optimizers can be attached to."""
+"""Accelerate needs no integration: it checkpoints the schedule, and attach takes its optimizers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Run:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         loader = DataLoader(TensorDataset(*digits(96)), 16)
         self.model, self.optimizer, loader = accelerator.prepare(model, optimizer, loader)
-        self.batches = [batch for _ in range(2) for batch in loader]  # now: a loader draws random numbers of its own
+        self.batches = [batch for _ in range(2) for batch in loader]  # now, because a loader draws random numbers
         self.schedule = KeepProbSchedule(self.model, total_steps, verify=True)
         self.schedule.attach(self.optimizer)
         accelerator.register_for_checkpointing(self.schedule)
         self.accelerator = accelerator
 
     def train(self, first: int, last: int) -> list[tuple[list[float], float]]:
-        """Micro-batches of the run from `first` up to `last`: keep_prob of all sites, and the loss."""
+        """Trains on the micro-batches first, ..., last - 1. Returns keep_prob of all sites and the loss of each."""
         trace = []
         for images, labels in self.batches[first:last]:
             with self.accelerator.accumulate(self.model):

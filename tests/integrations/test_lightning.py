@@ -19,14 +19,14 @@ lightning = pytest.importorskip("lightning.pytorch")
 
 from dropblock_inject.integrations.lightning import DropBlockCallback  # noqa: E402
 
-# Lightning's own, about itself and about small data.
+# Lightning warns about itself and about small data.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SMALL = {"block_size": 3, "keep_prob": 0.7, "example_input": torch.empty(1, 3, 32, 32)}
 
 
 class Classifier(lightning.LightningModule):
-    """As people write them: a network, and no forward of its own."""
+    """A typical module: a network, and no forward of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Classifier(lightning.LightningModule):
 
 
 class Trace(lightning.Callback):
-    """The keep_prob in force in each training step, by the step's number."""
+    """Records keep_prob of all sites in each training step."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.values: dict[int, list[float]] = {}
@@ -115,11 +115,11 @@ def test_an_interrupted_and_resumed_training_has_the_same_trace(tmp_path: Path, 
     first = run("first", stop_at=5)
     (checkpoint,) = (tmp_path / "first").glob("*step=4.ckpt")
     second = run("second", resume=checkpoint)
-    assert min(second) == 4  # of six steps in an epoch, or three: in the middle of one
+    assert min(second) == 4  # an epoch has six or three steps: this is within one
     assert {**first, **second} == whole
 
 
-def test_a_longer_training_goes_on_and_says_what_that_changes(tmp_path: Path, caplog) -> None:
+def test_a_longer_training_continues_and_says_what_changes(tmp_path: Path, caplog) -> None:
     saving = lightning.callbacks.ModelCheckpoint(tmp_path)
     trainer(tmp_path, DropBlockCallback((-2, -1), **SMALL), saving).fit(Classifier(), loader())
     callback = DropBlockCallback((-2, -1), **SMALL)
@@ -131,7 +131,7 @@ def test_a_longer_training_goes_on_and_says_what_that_changes(tmp_path: Path, ca
     assert callback.schedule.last_step == 24
 
 
-def test_a_training_that_began_without_dropblock_goes_on_with_it(tmp_path: Path) -> None:
+def test_a_training_that_began_without_dropblock_continues_with_it(tmp_path: Path) -> None:
     saving = lightning.callbacks.ModelCheckpoint(tmp_path)
     trainer(tmp_path, saving, max_epochs=1).fit(Classifier(), loader())
     callback, trace = DropBlockCallback((-2, -1), **SMALL), Trace()
@@ -182,21 +182,21 @@ def test_early_stopping_leaves_the_schedule_where_it_stood(tmp_path: Path) -> No
     fit.fit(Classifier(), loader(), loader())
     assert callback.schedule.last_step == fit.global_step < 300
     assert callback.schedule.total_steps == 300
-    # What comes after is the user's: the optimizer no longer moves the schedule.
+    # After the fit the optimizer no longer moves the schedule.
     fit.optimizers[0].step()
     assert callback.schedule.last_step == fit.global_step
 
 
-def test_conversion_of_layers_after_the_setup_is_made_good(tmp_path: Path) -> None:
-    """As strategies do for ``sync_batchnorm=True``, after the setup of callbacks and before the fit starts."""
+def test_sites_on_layers_that_were_converted_after_the_setup_are_injected_again(tmp_path: Path) -> None:
+    """With ``sync_batchnorm=True`` strategies convert layers after the setup of callbacks, before the fit starts."""
 
     class Converting(lightning.Callback):
         def on_fit_start(self, trainer, pl_module) -> None:
             for name, child in list(pl_module.network.named_modules()):
                 if isinstance(child, nn.BatchNorm2d):
-                    twin = nn.BatchNorm2d(child.num_features)
-                    twin.load_state_dict(child.state_dict())
-                    pl_module.network.set_submodule(name, twin)
+                    converted = nn.BatchNorm2d(child.num_features)
+                    converted.load_state_dict(child.state_dict())
+                    pl_module.network.set_submodule(name, converted)
             assert not all(site.live for site in dropblock_sites(pl_module))
 
     module, trace = Classifier(), Trace()
@@ -229,7 +229,7 @@ def test_a_module_that_injects_itself_is_scheduled(tmp_path: Path) -> None:
     assert {site.stage for site in dropblock_sites(module)} == {3}
 
 
-def test_a_module_that_was_injected_otherwise_is_refused(tmp_path: Path) -> None:
+def test_a_module_that_was_injected_elsewhere_is_refused(tmp_path: Path) -> None:
     module = Classifier()
     inject_dropblock(module.network, (-1,), **SMALL)
     fit = trainer(tmp_path, DropBlockCallback((-2, -1), **SMALL))
@@ -258,7 +258,7 @@ def test_a_compiled_module_trains_through_every_site(tmp_path: Path, caplog) -> 
 @pytest.mark.parametrize(
     ("freeze", "message"),
     [
-        (lambda net: net.stage3.eval(), r"stage3\.0\.conv1\.drop_branch: ran in eval mode or paused only"),
+        (lambda net: net.stage3.eval(), r"stage3\.0\.drop_branch1: ran in eval mode or paused only"),
         (lambda net: setattr(net, "stage3", nn.AvgPool2d(2)), "no longer take part in the forward pass"),
     ],
 )
@@ -286,7 +286,7 @@ class TwoNetworks(Classifier):
 
 def test_the_network_among_several_must_be_named(tmp_path: Path) -> None:
     module = TwoNetworks()
-    with pytest.raises(ValueError, match=r"network, teacher do convolve; say which is the network with submodule="):
+    with pytest.raises(ValueError, match=r"2 of its submodules convolve: network, teacher; name the network"):
         trainer(tmp_path, DropBlockCallback((-2, -1), **SMALL)).fit(module, loader())
     trainer(tmp_path, DropBlockCallback((-2, -1), submodule="network", **SMALL), max_epochs=1).fit(module, loader())
     assert not dropblock_sites(module.teacher)

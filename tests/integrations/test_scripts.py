@@ -1,6 +1,6 @@
-"""The README's lines for the training scripts of timm and torchvision, put into the scripts themselves.
+"""The lines of the page for the training scripts of timm and torchvision, inserted into the scripts.
 
-The scripts are in no package. Where they are is told by two variables of the environment:
+The scripts are in no package. Two environment variables say where they are:
 
     TIMM_TRAIN=.../pytorch-image-models/train.py
     TORCHVISION_TRAIN=.../vision/references/classification/train.py
@@ -21,10 +21,10 @@ from torchvision.transforms.functional import to_pil_image
 
 import dropblock_inject
 
-README = Path(__file__).parents[2] / "README.md"
-# Put in behind the README's lines: what is in force at each step, and an interruption.
+README = Path(__file__).parents[2] / "examples" / "README.md"
+# Inserted after the lines of the page: records keep_prob at each step, and interrupts the training.
 TRACE = """
-def write_down(*_):
+def record(*_):
     import json, os
     from dropblock_inject import dropblock_sites
     values = schedule.get_last_keep_prob()
@@ -33,7 +33,7 @@ def write_down(*_):
         file.write(json.dumps([schedule.last_step, values]) + "\\n")
     if schedule.last_step == int(os.environ["STOP_AT"]):
         os._exit(9)
-optimizer.register_step_post_hook(write_down)
+optimizer.register_step_post_hook(record)
 """
 
 
@@ -45,7 +45,7 @@ def script(variable: str) -> Path:
 
 
 def patched(title: str, source: str) -> str:
-    """The script with the README's lines, each before the line that the README names."""
+    """The script with each line of the page inserted before the line that the page names."""
     section = README.read_text().split(f"**{title}")[1]
     code = section.split("```python\n")[1].split("```")[0]
     imports, *pieces = re.split(r"\n# before the line: (.*)\n", code)
@@ -88,7 +88,7 @@ def run(code: str, original: Path, arguments: list[str], trace: Path, stop_at: i
 
 
 def check(whole: dict[int, list[float]], first: dict[int, list[float]], second: dict[int, list[float]]) -> None:
-    """Two epochs of four updates of ResNet-18; the first run ended at update 6, the second began with update 5."""
+    """Two epochs of four updates of ResNet-18. The first run ended with update 6, the second began with update 5."""
     assert sorted(whole) == list(range(1, 9))
     assert len(whole[8]) == 12
     assert min(whole[8]) == pytest.approx(0.9)
@@ -114,7 +114,7 @@ def test_timm(tmp_path: Path, folder: Path) -> None:
 
 def test_torchvision(tmp_path: Path, folder: Path) -> None:
     original = script("TORCHVISION_TRAIN")
-    # Checkpoints of the script hold its own options, which torch.load since 2.6 reads only if told so.
+    # The script's checkpoints contain its options, which torch.load (since 2.6) reads only with weights_only=False.
     code = patched("torchvision's", original.read_text()).replace(
         'map_location="cpu")', 'map_location="cpu", weights_only=False)'
     )

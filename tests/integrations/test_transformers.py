@@ -18,7 +18,7 @@ pytest.importorskip("accelerate")
 
 from dropblock_inject.integrations.transformers import DropBlockCallback  # noqa: E402
 
-# The library's own, about what a newer torch deprecates.
+# The library uses functions that torch deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SMALL = {"block_size": 3, "keep_prob": 0.7, "example_input": torch.empty(1, 3, 64, 64)}

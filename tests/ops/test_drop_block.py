@@ -659,13 +659,14 @@ def test_a_default_device_of_the_user_is_not_that_of_the_mask():
     assert output.device.type == "cpu"
 
 
-def test_the_operation_is_what_torch_demands_of_one():
-    for operation in (torch.ops.dropblock_inject.drop.default, torch.ops.dropblock_inject.drop_.default):
-        for rescale in RESCALES:
-            kept = torch.tensor(0.6, dtype=torch.float64)
-            known = torch.tensor(5), kept, None, None, False
-            arguments = (torch.randn(2, 3, 8, 8), *known, [3, 3], True, rescale, True, 1)
-            library.opcheck(operation, arguments)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of opcheck itself
+def test_the_operations_are_what_torch_demands_of_them():
+    x, seed, bits = torch.randn(2, 3, 8, 8), torch.tensor(5), torch.tensor(0.6, dtype=torch.float64).view(torch.int64)
+    for rescale in RESCALES:
+        options = [3, 3], True, rescale, True, 1
+        library.opcheck(torch.ops.dropblock_inject.drop, (x.clone().requires_grad_(), seed, None, bits, *options))
+        arguments = x, torch.empty_like(x), seed, None, None, 0.6, *options
+        library.opcheck(torch.ops.dropblock_inject.drop_to, arguments)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")  # which forward mode uses itself

@@ -22,7 +22,7 @@ from brute_force import covered_by, seed_positions
 
 from dropblock_inject.ops import dense, sparse
 from dropblock_inject.ops.gamma import gamma
-from dropblock_inject.ops.mask_spec import mask_spec
+from dropblock_inject.ops.mask_spec import Options, mask_spec
 
 BACKENDS = ["dense", "sparse", "kernels"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,7 +55,9 @@ def drop(backend, input, keep_prob, block, *, seed=0, channel_dim=1, per_channel
     """Of a tensor on the CPU; the kernels work on a copy on the GPU if there is one."""
     device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
     given = input.to(device)
-    spec = mask_spec(tuple(given.shape), given.dtype, channel_dim, block, keep_prob, True, per_channel, rescale)
+    spec = mask_spec(
+        tuple(given.shape), given.dtype, keep_prob, Options(block, per_channel, rescale, True, channel_dim)
+    )
     output = given if inplace else torch.empty_like(given)
     large = {}
     if backend.__name__.endswith("kernels") and device == "cpu":  # few large programs are fast to interpret
@@ -244,7 +246,7 @@ def test_the_result_is_mask_times_scale_rounded_once(backend, per_channel, resca
 def test_a_scale_that_is_known_is_used_as_it_is(backend):
     device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
     x = torch.ones(2, 3, 8, 8, device=device)
-    spec = mask_spec((2, 3, 8, 8), x.dtype, 1, (3, 3), 0.7, True, True, "batch")
+    spec = mask_spec((2, 3, 8, 8), x.dtype, 0.7, Options((3, 3), True, "batch", True, 1))
     output = torch.empty_like(x)
     backend.drop(x, output, torch.tensor(0, device=device), torch.tensor(3.0, device=device), spec)
     assert set(output.unique().tolist()) == {0.0, 3.0}
@@ -278,7 +280,7 @@ def test_the_expected_scale_is_finite_however_little_is_kept(backend, keep_prob,
     """An infinite one would make NaN of the zeros that ReLU puts out."""
     device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
     x = torch.zeros(2, 3, 9, 9, device=device)
-    spec = mask_spec(tuple(x.shape), x.dtype, 1, (3, 3), keep_prob, calibrated, True, "expected")
+    spec = mask_spec(tuple(x.shape), x.dtype, keep_prob, Options((3, 3), True, "expected", calibrated, 1))
     output = torch.empty_like(x)
     scale = backend.drop(x, output, torch.tensor(0, device=device), None, spec)
     assert scale.isfinite()

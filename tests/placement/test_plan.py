@@ -105,18 +105,20 @@ def test_block_size_in_force(resnet: nn.Module, block_size, stage3, stage4) -> N
 
 
 # include, exclude: names that are left, of the branches of a ResNet-18's stage 4
-CONV = [f"layer4.{block}.conv{conv}.drop_branch" for block in (0, 1) for conv in (1, 2)]
+CONV = [f"layer4.{block}.drop_branch{conv}" for block in (0, 1) for conv in (1, 2)]
 PATTERNS = [
     (None, None, CONV),
     ("layer4.1", None, CONV[2:]),  # the block's name
     ("layer4.1.bn2", None, CONV[3:]),  # the host's name
-    ("layer4.1.conv2.drop_branch", None, CONV[3:]),  # the site's name
+    ("layer4.1.drop_branch2", None, CONV[3:]),  # the site's name
     ("conv2", None, [CONV[1], CONV[3]]),  # the convolution's name
     ("bn2", None, [CONV[1], CONV[3]]),  # a dotted suffix
-    ("*.conv1.*", None, [CONV[0], CONV[2]]),
+    ("*.conv1", None, [CONV[0], CONV[2]]),
+    ("layer4.*.conv2", None, [CONV[1], CONV[3]]),
+    ("*.relu", None, [CONV[0], CONV[2]]),  # the activation's name
     (["layer4.0", "layer4.1.bn1"], None, CONV[:3]),
     ("re:layer4\\.[01]\\.bn1", None, [CONV[0], CONV[2]]),
-    (lambda name, module: isinstance(module, nn.BatchNorm2d) and "conv1" in name, None, [CONV[0], CONV[2]]),
+    (lambda name, module: isinstance(module, nn.Conv2d) and "conv1" in name, None, [CONV[0], CONV[2]]),
     (None, "bn1", [CONV[1], CONV[3]]),
     (None, ["layer4.0", "bn1"], CONV[3:]),
     ("layer4.0", "re:.*bn1", [CONV[1]]),
@@ -194,16 +196,17 @@ def test_the_table() -> None:
     assert str(plan) == (
         "DropBlock in Sequential: 2 sites in 2 blocks; maps for an input of 32x32 pixels\n"
         "\n"
-        "stage  site            where   after  channels  map  block  keep_prob\n"
-        "-----  --------------  ------  -----  --------  ---  -----  ---------\n"
-        "    3  8.drop_branch   branch  10           64  8x8    7x7      0.975\n"
+        "stage  site             where   after     channels  map  block  keep_prob\n"
+        "-----  ---------------  ------  --------  --------  ---  -----  ---------\n"
+        "    3  10.drop_branch1  branch  8 9 10          64  8x8    7x7      0.975\n"
         "\n"
-        "    4  12.drop_branch  branch  14           64  4x4   4x4*        0.9\n"
+        "    4  14.drop_branch1  branch  12 13 14        64  4x4   4x4*        0.9\n"
         "\n"
-        "* as large as the map: whole channels are dropped, as by Dropout2d"
+        "* 1 of 2 sites drop whole channels, as Dropout2d does, because the block is as large as the map\n"
+        "  (block_size=0.5 makes it half of each map)"
     )
     assert repr(plan) == "<InjectionPlan of 2 sites in Sequential>"
-    assert plan[0].name == "8.drop_branch"
+    assert plan[0].name == "10.drop_branch1"
     assert [site.stage for site in plan[:2]] == [3, 4]
 
 
@@ -215,7 +218,7 @@ def test_the_table_says_so_if_the_pass_without_data_ended_early() -> None:
     net = nn.Sequential(CifarResNet(), NeedsData())
     text = str(plan_dropblock(net, -1, example_input=torch.empty(1, 3, 32, 32)))
     assert re.search(
-        r"\n\nThe pass without data ended early, what comes after is not listed: RuntimeError: .*meta", text
+        r"\n\nThe pass without data ended early.* Sites behind that point are not listed: RuntimeError: .*meta", text
     )
 
 

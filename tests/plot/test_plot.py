@@ -77,8 +77,10 @@ def test_feature_maps():
         np.ma.stack(seen[1:13]).reshape(3, 4, 28, 28),
         np.stack([np.asarray(mask) for mask in seen[13:]]).reshape(3, 3, 28, 28),
     )
-    for row, channel in enumerate((19, 18, 17)):  # those that vary most
+    limits = [axis.images[0].get_clim() for axis in figure.get_axes()[1:13]]
+    for row, channel in enumerate((19, 18, 17)):  # the channels that vary most
         assert np.allclose(maps[row, 0], features[channel])
+        assert np.allclose(limits[4 * row : 4 * row + 4], [features[channel].aminmax()] * 4)
         for column in range(3):
             kept = masks[row, column].astype(bool)
             assert (np.ma.getmaskarray(maps[row, column + 1]) == ~kept).all()

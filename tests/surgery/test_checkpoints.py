@@ -1,4 +1,4 @@
-"""What is saved is data, and nothing that is loaded is code."""
+"""Checkpoints of an injected model are plain data: loading one runs no code."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from networks import CifarResNet
 
 from dropblock_inject import KeepProbSchedule, inject_dropblock, remove_dropblock
 
-_found: list[str] | None = None
+_imported: list[str] | None = None
 
 
 def _listen(event: str, arguments: tuple) -> None:
-    if _found is not None and event == "pickle.find_class":
-        _found.append(".".join(arguments[:2]))
+    if _imported is not None and event == "pickle.find_class":
+        _imported.append(".".join(arguments[:2]))
 
 
 sys.addaudithook(_listen)
 
 
 @pytest.fixture
-def found_by_pickles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Whatever a pickle that is loaded during the test calls for by its name."""
-    monkeypatch.setattr(sys.modules[__name__], "_found", found := [])
+def imported_by_pickles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names that pickles import while they are loaded during the test."""
+    monkeypatch.setattr(sys.modules[__name__], "_imported", found := [])
     return found
 
 
@@ -37,7 +37,7 @@ def saved(state: dict[str, Any]) -> io.BytesIO:
     return file
 
 
-def test_the_life_of_an_injected_model_needs_no_pickle_and_its_checkpoints_are_data(found_by_pickles) -> None:
+def test_training_saving_and_resuming_load_no_pickled_code(imported_by_pickles) -> None:
     def start() -> tuple:
         net = CifarResNet()
         inject_dropblock(net, -1, block_size=2, example_input=torch.empty(1, 3, 32, 32))
@@ -55,9 +55,9 @@ def test_the_life_of_an_injected_model_needs_no_pickle_and_its_checkpoints_are_d
     for _ in range(2):
         step(*run[:2])
     file = saved({str(number): part.state_dict() for number, part in enumerate(run)})
-    assert found_by_pickles == []
+    assert imported_by_pickles == []
 
-    checkpoint = torch.load(file, weights_only=True)  # which refuses whatever is not plain data
+    checkpoint = torch.load(file, weights_only=True)  # refuses everything but plain data
     resumed = start()
     for number, part in enumerate(resumed):
         part.load_state_dict(checkpoint[str(number)])
@@ -68,9 +68,9 @@ def test_the_life_of_an_injected_model_needs_no_pickle_and_its_checkpoints_are_d
     assert run[2].state_dict() == resumed[2].state_dict()
     for net, *_ in (run, resumed):
         assert remove_dropblock(net) > 0
-    assert found_by_pickles == []
+    assert imported_by_pickles == []
 
 
-def test_the_listener_hears_a_pickle(found_by_pickles) -> None:
+def test_the_listener_records_a_pickle(imported_by_pickles) -> None:
     torch.load(saved({"module": torch.nn.ReLU()}), weights_only=False)
-    assert "torch.nn.modules.activation.ReLU" in found_by_pickles
+    assert "torch.nn.modules.activation.ReLU" in imported_by_pickles

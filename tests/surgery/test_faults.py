@@ -1,8 +1,7 @@
-"""An error or an interrupt at any line that injection and removal run through.
+"""An error or an interrupt at any line of an injection or a removal leaves the model as it was, ready to be injected.
 
-A line is everything that the package, torch's Module and its hook handles execute between the start of the call and its
-end. One of them raises in each run; after it the model must be what it was, and must take an injection as before. Out
-of scope are faults while a fault is being mended: the mend itself runs undisturbed.
+The lines are those of the package, of torch's Module and of its hook handles that run during the call. Each run raises
+at one of them. A second fault while the model is being restored is out of scope.
 """
 
 from __future__ import annotations
@@ -15,90 +14,94 @@ from typing import Any
 
 import pytest
 import torch
-from everything import everything, hook_of_the_user
+from everything import everything, users_hook
 from injected import assert_live, wake_branches
 from networks import EVERY_KIND, NETWORKS, example_for, images_for
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 import dropblock_inject
 from dropblock_inject import InjectionPlan, check_dropblock, plan_dropblock, remove_dropblock
-from dropblock_inject.surgery import splice
 
 OF_TORCH = (sys.modules["torch.nn.modules.module"].__file__, sys.modules["torch.utils.hooks"].__file__)
 OF_THE_PACKAGE = dropblock_inject.__path__[0]
 
-Place = tuple[str, int]  # file and line
-LINES_THAT_CHANGE = {
-    (code.co_filename, line)
-    for code in (
-        *(splice._splice_one.__code__, splice.unsplice.__code__, RemovableHandle.__init__.__code__),
-        *(nn.Module.add_module.__code__, nn.Module.register_forward_hook.__code__),
-        *(nn.Module.register_forward_pre_hook.__code__, nn.Module.train.__code__),
-    )
-    for _, _, line in code.co_lines()
-}
+Line = tuple[str, int, bool]  # file, number in the file, whether the line before it changed the model
+Choice = Callable[[list[Line]], list[int]]
 
 
 class Fault(Exception):
-    """What goes wrong in a library."""
+    """An error in a library."""
 
 
 class Interrupt(BaseException):
-    """What a user or a scheduler sends: no Exception, as KeyboardInterrupt is none."""
+    """A signal of the user or of a scheduler: not an Exception, like KeyboardInterrupt."""
 
 
-def lines_of(call: Callable[[], Any], fault_at: int | None = None, fault: type[BaseException] = Fault) -> list[Place]:
-    """Calls, with a fault instead of the line with that number; returns the lines that were executed."""
-    lines: list[Place] = []
+def lines_of(
+    net: nn.Module, call: Callable[[], Any], fault_at: int | None = None, fault: type[BaseException] = Fault
+) -> list[Line]:
+    """Calls, and raises `fault` in place of line number `fault_at`. Returns the lines that were executed."""
+    lines: list[Line] = []
+    modules = list(net.modules())
+    now = sizes(modules)
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        place = frame.f_code.co_filename, frame.f_lineno
-        if place[0] not in OF_TORCH and not place[0].startswith(OF_THE_PACKAGE):
+        nonlocal now
+        file = frame.f_code.co_filename
+        if file not in OF_TORCH and not file.startswith(OF_THE_PACKAGE):
             return None
         if event == "line":
             if len(lines) == fault_at:
-                raise fault(f"{place[0]}:{place[1]}")  # which ends the tracing too
-            lines.append(place)
+                raise fault(f"{file}:{frame.f_lineno}")  # this ends the tracing too
+            before, now = now, sizes(modules) if fault_at is None else now
+            lines.append((file, frame.f_lineno, now != before))
         return trace
 
-    before = sys.gettrace()
+    tracing = sys.gettrace()
     sys.settrace(trace)
     try:
         call()
     finally:
-        sys.settrace(before)
+        sys.settrace(tracing)
     return lines
 
 
-def every(lines: list[Place]) -> list[int]:
+def sizes(modules: list[nn.Module]) -> list[tuple]:
+    """Differs after every change of attributes, children, hooks and modes."""
+    tables = [[len(value) for value in vars(module).values() if isinstance(value, dict)] for module in modules]
+    return [(len(vars(module)), module.training, *table) for module, table in zip(modules, tables, strict=True)]
+
+
+def every(lines: list[Line]) -> list[int]:
     return list(range(len(lines)))
 
 
-def some(lines: list[Place]) -> list[int]:
-    """Each line the first and the last time, and each time those that change the model."""
-    first = {place: number for number, place in reversed(list(enumerate(lines)))}
-    last = {place: number for number, place in enumerate(lines)}
-    changing = {number for number, place in enumerate(lines) if place in LINES_THAT_CHANGE}
-    return sorted({*first.values(), *last.values(), *changing})
+def some(lines: list[Line]) -> list[int]:
+    """Each line the first and the last time, and the lines around every change of the model."""
+    first = {line[:2]: number for number, line in reversed(list(enumerate(lines)))}
+    last = {line[:2]: number for number, line in enumerate(lines)}
+    changed = [number for number, line in enumerate(lines) if line[2]]
+    assert len(changed) >= 10
+    around = {number + offset for number in changed for offset in (-1, 0, 1, 2)}
+    return sorted({*first.values(), *last.values(), *around & {*range(len(lines))}})
 
 
 def values(net: nn.Module) -> list[torch.Tensor]:
     return [*(v.clone() for v in net.state_dict().values()), *(p.grad.clone() for p in net.parameters())]
 
 
-def hook_of_the_user_with_kwargs(module: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
+def users_hook_with_kwargs(module: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
     pass
 
 
-# Every kind of splice at some lines; every line under the marker.
+# Together the networks have every kind of site.
 @pytest.fixture(
     params=[
         *(pytest.param((name, some), id=name) for name in ("own:concat_net", "own:conv_mixer", "timm:resnet18")),
         *(pytest.param((name, every), id=f"{name}-every", marks=pytest.mark.exhaustive) for name in EVERY_KIND),
     ]
 )
-def case(request: pytest.FixtureRequest) -> tuple[str, Callable[[list[Place]], list[int]]]:
+def case(request: pytest.FixtureRequest) -> tuple[str, Choice]:
     return request.param
 
 
@@ -108,22 +111,22 @@ def name(case: tuple) -> str:
 
 
 @pytest.fixture
-def chosen(case: tuple) -> Callable[[list[Place]], list[int]]:
+def chosen(case: tuple) -> Choice:
     return case[1]
 
 
 @pytest.fixture
 def net(name: str) -> Iterator[nn.Module]:
-    """In use: with gradients, a mixed mode, and hooks of the user of every kind on all its modules."""
+    """A network in use: gradients, some modules in eval mode, the user's hooks of every kind on all modules."""
     net = NETWORKS[name]().train()
     wake_branches(net)
     net(images_for(name)).sum().backward()
     next(iter(net.children())).eval()
     for module in net.modules():
-        module.register_forward_hook(hook_of_the_user)
-        module.register_forward_hook(hook_of_the_user_with_kwargs, with_kwargs=True, always_call=True)
-        module.register_forward_pre_hook(hook_of_the_user)
-        module.register_forward_pre_hook(hook_of_the_user_with_kwargs, with_kwargs=True)
+        module.register_forward_hook(users_hook)
+        module.register_forward_hook(users_hook_with_kwargs, with_kwargs=True, always_call=True)
+        module.register_forward_pre_hook(users_hook)
+        module.register_forward_pre_hook(users_hook_with_kwargs, with_kwargs=True)
     before, bits = everything(net), values(net)
     yield net
     remove_dropblock(net)
@@ -137,17 +140,17 @@ def plan(net: nn.Module, name: str) -> InjectionPlan:
     return plan_dropblock(net, -1, where=where, block_size=2, example_input=example_for(name))
 
 
-def test_a_fault_anywhere_in_an_injection_leaves_the_model_as_it_was(
-    net: nn.Module, plan: InjectionPlan, name: str, chosen: Callable[[list[Place]], list[int]]
+def test_a_fault_in_an_injection_leaves_the_model_as_it_was(
+    net: nn.Module, plan: InjectionPlan, name: str, chosen: Choice
 ) -> None:
     before = everything(net)
-    lines = lines_of(plan.apply)
+    lines = lines_of(net, plan.apply)
     assert remove_dropblock(net) == len(plan)
     for number in chosen(lines):
         fault = (Fault, Interrupt)[number % 2]
         with pytest.raises(fault):
-            lines_of(plan.apply, number, fault)
-        if number == len(lines) - 1:  # it is the return of what is done already
+            lines_of(net, plan.apply, number, fault)
+        if number == len(lines) - 1:  # the return statement: the injection is complete
             assert remove_dropblock(net) == len(plan)
         assert everything(net) == before, lines[number]
         plan.apply()
@@ -158,17 +161,17 @@ def test_a_fault_anywhere_in_an_injection_leaves_the_model_as_it_was(
         assert_live(copy.deepcopy(net).train(), images_for(name), len(plan))
 
 
-def test_removal_after_a_removal_that_failed_restores_the_model(
-    net: nn.Module, plan: InjectionPlan, chosen: Callable[[list[Place]], list[int]]
+def test_removal_restores_the_model_after_a_removal_that_failed(
+    net: nn.Module, plan: InjectionPlan, chosen: Choice
 ) -> None:
     before = everything(net)
     plan.apply()
-    lines = lines_of(lambda: remove_dropblock(net))
+    lines = lines_of(net, lambda: remove_dropblock(net))
     assert everything(net) == before
     for number in chosen(lines):
         fault = (Fault, Interrupt)[number % 2]
         plan.apply()
         with pytest.raises(fault):
-            lines_of(lambda: remove_dropblock(net), number, fault)
+            lines_of(net, lambda: remove_dropblock(net), number, fault)
         remove_dropblock(net)
         assert everything(net) == before, lines[number]

@@ -1,4 +1,4 @@
-"""What an injected model tells about itself, as plain data."""
+"""The status of an injected model, as plain data."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from dropblock_inject import (
 OPTIONS = {"stages": (-2, -1), "block_size": 3, "keep_prob": 0.6, "example_input": torch.empty(1, 3, 32, 32)}
 
 
-def test_plan_and_report_as_plain_data():
+def test_plan_and_report_are_plain_data():
     net = CifarResNet(1)
     plan = plan_dropblock(net, **OPTIONS)
     report = plan.apply()
@@ -32,7 +32,7 @@ def test_plan_and_report_as_plain_data():
     )
     assert len(data["sites"]) == len(report)
     assert data["sites"][0] == {
-        "name": "stage2.0.conv1.drop_branch",
+        "name": "stage2.0.drop_branch1",
         "host": "stage2.0.bn1",
         "block": "stage2.0",
         "stage": 2,
@@ -42,10 +42,11 @@ def test_plan_and_report_as_plain_data():
         "block_size": [3, 3],
         "keep_prob": 0.9,
         "channel_dim": 1,
+        "layers": ["stage2.0.conv1", "stage2.0.bn1"],
     }
 
 
-def test_sites_as_plain_data():
+def test_sites_are_plain_data():
     net = CifarResNet(1).train()
     inject_dropblock(net, **OPTIONS)
     KeepProbSchedule(net, 10).step(5)
@@ -54,6 +55,7 @@ def test_sites_as_plain_data():
         "name": "stage3.0.drop_skip",
         "stage": 3,
         "where": "skip",
+        "layer": "DropBlock",
         "keep_prob": 0.8,
         "effective_keep_prob": pytest.approx(0.8),
         "block_size": 3,
@@ -66,7 +68,7 @@ def effective(net):
     return [row.effective_keep_prob for row in dropblock_sites(net)]
 
 
-def test_the_effective_share_is_what_the_next_forward_keeps():
+def test_the_effective_keep_prob_is_that_of_the_next_forward_pass():
     net = CifarResNet(1)
     sites = len(inject_dropblock(net, **OPTIONS))
     assert effective(net.train()) == pytest.approx([0.9] * (sites // 2) + [0.6] * (sites // 2))
@@ -78,7 +80,7 @@ def test_the_effective_share_is_what_the_next_forward_keeps():
     assert dropblock_sites(net)[sites // 2].keep_prob == 0.6
 
 
-def test_the_effective_share_without_calibration_is_what_is_measured():
+def test_the_effective_keep_prob_without_calibration_is_the_measured_share():
     net = CifarResNet(1).train()
     inject_dropblock(net, **OPTIONS, calibrated=False)
     row = dropblock_sites(net)[-1]

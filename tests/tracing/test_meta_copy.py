@@ -29,10 +29,10 @@ def shapes(nested: object) -> list[tuple[int, ...]]:
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_recurrent_layers_put_out_the_same_shapes(layer, options, bidirectional, batch_first) -> None:
     net = layer(5, 7, num_layers=2, bidirectional=bidirectional, batch_first=batch_first, **options)
-    twin = meta_copy(net)
+    meta_model = meta_copy(net)
     packed = pack_padded_sequence(torch.randn(4, 4, 5), [4, 3, 2, 1], batch_first=batch_first)
     for x in (torch.randn(4, 6, 5), torch.randn(4, 5), packed):
-        assert shapes(twin(x)) == shapes(net(x))
+        assert shapes(meta_model(x)) == shapes(net(x))
 
 
 def test_a_trunk_before_a_recurrent_layer() -> None:
@@ -61,12 +61,12 @@ def test_what_modules_share_their_copies_share() -> None:
     net = nn.Sequential(Note(notes), Note(notes))
     net[1].layer.weight = net[0].layer.weight
     net[0].friend = (net[1],)  # no child of it
-    twin = meta_copy(net)
-    assert twin[0].notes is twin[1].notes
-    assert twin[0].notes is not notes
-    assert twin[0].layer.weight is twin[1].layer.weight
-    assert twin[0].friend[0] is twin[1]
-    assert all(parameter.is_meta for parameter in twin.parameters())
+    meta_model = meta_copy(net)
+    assert meta_model[0].notes is meta_model[1].notes
+    assert meta_model[0].notes is not notes
+    assert meta_model[0].layer.weight is meta_model[1].layer.weight
+    assert meta_model[0].friend[0] is meta_model[1]
+    assert all(parameter.is_meta for parameter in meta_model.parameters())
     assert not any(parameter.is_meta for parameter in net.parameters())
 
 
@@ -83,9 +83,9 @@ def test_modules_that_say_how_they_are_copied_are_asked() -> None:
             super().__setstate__(state)
             self.restored = True
 
-    twin = meta_copy(nn.Sequential(Counted(), Stated()))
+    meta_model = meta_copy(nn.Sequential(Counted(), Stated()))
     assert Counted.copies == 1
-    assert twin[1].restored
+    assert meta_model[1].restored
 
 
 def calls() -> Iterator[tuple]:
@@ -128,9 +128,9 @@ def test_a_copy_is_like_one_of_deepcopy() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout(0.3)).train()
     net[1].eval()
     net.register_forward_hook(lambda module, args, output: None)
-    twin, expected = meta_copy(net), copy.deepcopy(net)
-    assert repr(twin) == repr(expected)
-    for ours, theirs in zip(twin.modules(), expected.modules(), strict=True):
+    meta_model, expected = meta_copy(net), copy.deepcopy(net)
+    assert repr(meta_model) == repr(expected)
+    for ours, theirs in zip(meta_model.modules(), expected.modules(), strict=True):
         assert vars(ours).keys() == vars(theirs).keys()
         assert ours.training == theirs.training
         assert len(ours._forward_hooks) == len(theirs._forward_hooks)

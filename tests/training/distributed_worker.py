@@ -1,4 +1,4 @@
-"""What each process of test_distributed.py does; it writes down what it saw, to be looked at by the test.
+"""The script of each process of test_distributed.py. It saves a record, which the test reads.
 
 torchrun --standalone --nproc-per-node 2 distributed_worker.py ddp|fsdp|sync_bn FOLDER
 """
@@ -38,24 +38,24 @@ def train(strategy: str) -> dict[str, Any]:
     schedule = KeepProbSchedule(model, total_steps=STEPS, start=0.8, end=0.5)
     KeepProbSchedule(plain, total_steps=STEPS, start=0.8, end=0.5)
     schedule.attach(optimizer)
-    assert_live(model, images_for(NAME))  # FSDP2 leaves some parameters gathered: no optimizer could be made after it
+    assert_live(model, images_for(NAME))  # after the optimizer: FSDP2 leaves some parameters gathered
     masks = masks_of(model), masks_of(model)
 
     generator = torch.Generator().manual_seed(distributed.get_rank())
-    seen: dict[str, Any] = {"masks": masks, "keep_prob": [], "parameters": []}
+    record: dict[str, Any] = {"masks": masks, "keep_prob": [], "parameters": []}
     for step in range(STEPS):
         images = torch.randn(4, 3, 32, 32, generator=generator)
         if step == 0:
-            seen["mean_gradients"] = mean_gradients(plain, images)
-        seen["keep_prob"].append(schedule.get_last_keep_prob())
+            record["mean_gradients"] = mean_gradients(plain, images)
+        record["keep_prob"].append(schedule.get_last_keep_prob())
         optimizer.zero_grad()
         loss_of(model, images).backward()
         if step == 0:
-            seen["gradients"] = [whole(parameter.grad) for parameter in model.parameters()]
+            record["gradients"] = [whole(parameter.grad) for parameter in model.parameters()]
         optimizer.step()
-        seen["parameters"].append([whole(parameter) for parameter in model.parameters()])
-    seen["state"] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    return seen
+        record["parameters"].append([whole(parameter) for parameter in model.parameters()])
+    record["state"] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return record
 
 
 def loss_of(model: nn.Module, images: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def loss_of(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def mean_gradients(net: nn.Module, images: Tensor) -> list[Tensor]:
-    """What the ranks should arrive at, worked out without either strategy."""
+    """The mean gradients over the ranks, computed without DDP and FSDP2."""
     loss_of(net, images).backward()
     gradients = [parameter.grad for parameter in net.parameters()]
     for gradient in gradients:
@@ -73,7 +73,7 @@ def mean_gradients(net: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
-    """Where each DropBlock drops in a forward pass, whatever the images are."""
+    """The elements that each DropBlock drops in a forward pass, found by feeding it ones."""
     masks = {}
     handles = []
     for name, layer in drops(model).items():
@@ -114,6 +114,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     part, folder = sys.argv[1:]
     distributed.init_process_group("gloo")
-    seen = convert() if part == "sync_bn" else train(part)
-    torch.save(seen, Path(folder) / f"rank{distributed.get_rank()}.pt")
+    record = convert() if part == "sync_bn" else train(part)
+    torch.save(record, Path(folder) / f"rank{distributed.get_rank()}.pt")
     distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Two processes of torchrun, by DDP and by FSDP2, one of which is killed; and the replicas of DataParallel."""
+"""Two processes of torchrun, with DDP and FSDP2, one of them killed; the replicas of DataParallel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STRATEGIES = ["ddp", "fsdp"]
 
 
 def start(script: Path, *arguments: object, log: Path, restarts: int = 0) -> subprocess.Popen:
-    """Two processes that run a script; what they print goes to the file `log`."""
+    """Starts a script in two processes; their output goes to the file `log`."""
     path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH")]))
     environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as examples/distributed.py says
@@ -45,18 +45,18 @@ def start(script: Path, *arguments: object, log: Path, restarts: int = 0) -> sub
 
 
 def finish(launched: subprocess.Popen, log: Path) -> str:
-    """Waits for the end; returns what was printed."""
+    """Waits for the end; returns the output."""
     try:
         launched.wait(timeout=240)
     finally:
-        launched.terminate()  # ends its processes too; nothing if it has ended
+        launched.terminate()  # ends its processes too; does nothing if it has ended
         launched.wait(timeout=60)
     assert launched.returncode == 0, log.read_text()
     return log.read_text()
 
 
-def seen_by_ranks(part: str, folder: Path) -> list[dict[str, Any]]:
-    """What each rank of distributed_worker.py wrote down."""
+def records_of(part: str, folder: Path) -> list[dict[str, Any]]:
+    """The record of each rank of distributed_worker.py."""
     log = folder / "log"
     finish(start(Path(__file__).with_name("distributed_worker.py"), part, folder, log=log), log)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
@@ -64,13 +64,13 @@ def seen_by_ranks(part: str, folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_train_one_network_with_masks_of_their_own(strategy: str, tmp_path: Path) -> None:
-    first, second = seen_by_ranks(strategy, tmp_path)
+    first, second = records_of(strategy, tmp_path)
 
     (masks, again), (others, _) = first["masks"], second["masks"]
     assert len(masks) == 16
     for name, mask in masks.items():
         assert mask.any(), f"{name} dropped nothing"
-        assert torch.equal(mask, again[name]), "not a function of the seed: the comparison proves nothing"
+        assert torch.equal(mask, again[name]), "the mask is no function of the seed: the comparison proves nothing"
         assert not torch.equal(mask, others[name]), f"{name} drops the same on both ranks"
 
     plain = NETWORKS["own:cifar_resnet"]()
@@ -93,22 +93,22 @@ def test_two_ranks_train_one_network_with_masks_of_their_own(strategy: str, tmp_
 
 def test_sync_batch_norm_comes_before_the_injection(tmp_path: Path) -> None:
     unconverted = injected("own:cifar_resnet")
-    for seen in seen_by_ranks("sync_bn", tmp_path):
-        assert seen["norms"] == ["SyncBatchNorm"]
-        assert seen["sites"] == list(drops(unconverted))
-        assert seen["live"]
-        assert seen["error"].startswith("DeadSiteError: ")
-        assert "conversion to SyncBatchNorm" in seen["error"]
+    for record in records_of("sync_bn", tmp_path):
+        assert record["norms"] == ["SyncBatchNorm"]
+        assert record["sites"] == list(drops(unconverted))
+        assert record["live"]
+        assert record["error"].startswith("DeadSiteError: ")
+        assert "conversion to SyncBatchNorm" in record["error"]
 
 
-# A small network (timm has it for tests) and few images: 12 steps in each of two epochs.
+# A small network, which timm has for tests, and few images: two epochs of 12 steps.
 SMALL = ["--model", "test_resnet", "--image-size", "64", "--max-samples", "100", "--batch-size", "4", "--epochs", "2"]
 STEPS, SAVE_EVERY = 24, 5
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_killed_process_changes_nothing(strategy: str, tmp_path: Path) -> None:
-    """The masks of both ranks too: the losses are equal, bit for bit."""
+    """The losses of both ranks are equal bit for bit, so the masks are too."""
     arguments = [*SMALL, "--strategy", strategy, "--save-every", SAVE_EVERY, "--output"]
     script = ROOT / "examples" / "distributed.py"
     logs = tmp_path / "log", tmp_path / "killed.log"
@@ -130,7 +130,7 @@ def test_a_killed_process_changes_nothing(strategy: str, tmp_path: Path) -> None
         assert len(processes) == 1
         found, processes = notes(tmp_path / "killed" / f"rank{rank}.jsonl")
         assert found == expected
-        assert len(processes) == 2, "was not interrupted: the comparison proves nothing"
+        assert len(processes) == 2, "the run was not interrupted: the comparison proves nothing"
 
     last, killed = (torch.load(tmp_path / run / "last.pt", weights_only=True) for run in ("run", "killed"))
     assert last["schedule"]["last_step"] == killed["schedule"]["last_step"] == STEPS
@@ -138,7 +138,7 @@ def test_a_killed_process_changes_nothing(strategy: str, tmp_path: Path) -> None
 
 
 def wait_for_step(step: int, path: Path, launched: subprocess.Popen) -> int:
-    """The process that noted the step."""
+    """The id of the process that did the step."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and launched.poll() is None:
         for line in path.read_text().splitlines() if path.exists() else []:
@@ -150,15 +150,15 @@ def wait_for_step(step: int, path: Path, launched: subprocess.Popen) -> int:
 
 
 def notes(path: Path) -> tuple[dict[int, tuple[float, float]], set[int]]:
-    """Loss and keep_prob of each step as it was done last, and which processes did them."""
+    """Loss and keep_prob of each step when it was last done, and the ids of the processes."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     found = {line["step"]: (line["loss"], line["keep_prob"]) for line in lines}
     return dict(sorted(found.items())), {line["pid"] for line in lines}
 
 
 @pytest.fixture
-def copies_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replicas as torch makes them for GPUs, but that their tensors are copied in place of being sent to a device."""
+def replicas_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes torch copy the tensors of its replicas on the CPU instead of sending them to GPUs."""
 
     def copies(tensors: list[Tensor], devices: Sequence[int], detach: bool = False) -> list[list[Tensor]]:
         return [[tensor.detach().clone() if detach else tensor.clone() for tensor in tensors] for _ in devices]
@@ -169,7 +169,7 @@ def copies_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class InReplica(nn.Module):
-    """Replicates a network at each call, as DataParallel does, and runs one of the replicas."""
+    """Replicates a network at each call, as DataParallel does, and runs a replica."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -181,32 +181,32 @@ class InReplica(nn.Module):
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, InReplica])
 @pytest.mark.parametrize("name", EVERY_KIND)
-@pytest.mark.usefixtures("copies_stay_on_the_cpu")
+@pytest.mark.usefixtures("replicas_on_the_cpu")
 def test_data_parallel_around_it(name: str, wrap: Callable[[nn.Module], nn.Module]) -> None:
     net = injected(name)
     assert_live(wrap(net), images_for(name), len(drops(net)))
 
 
 @pytest.mark.parametrize("name", EVERY_KIND)
-@pytest.mark.usefixtures("copies_stay_on_the_cpu")
-def test_replicas_in_threads_do_not_get_in_each_others_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each computes what it does when it runs alone, though all are at the same place of the network at a time."""
+@pytest.mark.usefixtures("replicas_on_the_cpu")
+def test_replicas_in_threads_compute_the_same_as_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads wait for each other before every convolution, so all are at the same place of the network."""
     net = injected(name)
     KeepProbSchedule(net, total_steps=1, start=0.5)
     images = [images_for(name) for _ in range(3)]
-    # Masks are made a function of the thread: those of the CPU draw from one generator, those of GPUs from their own.
+    # On the CPU all threads draw from one generator. Here each has a seed of its own, as GPUs have.
     seeds: dict[int, int] = {}
     monkeypatch.setattr(functional, "_random_seed", lambda *_: torch.tensor(seeds[threading.get_ident()]))
 
     def train(together: bool) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
-        twin = copy.deepcopy(net)
-        replicas = nn.parallel.replicate(twin, range(len(images)))
+        copied = copy.deepcopy(net)
+        replicas = nn.parallel.replicate(copied, range(len(images)))
         barrier = threading.Barrier(len(images) if together else 1, timeout=30)
 
         def meet(*_: object) -> None:
             barrier.wait()
 
-        for module in twin.modules():  # the replicas share its hooks
+        for module in copied.modules():  # the replicas share its hooks
             if isinstance(module, nn.Conv2d):
                 module.register_forward_pre_hook(meet)
 
@@ -216,7 +216,7 @@ def test_replicas_in_threads_do_not_get_in_each_others_way(name: str, monkeypatc
 
         with ThreadPoolExecutor(len(images) if together else 1) as pool:
             outputs = list(pool.map(work, range(len(images))))
-        parameters = list(twin.parameters())
+        parameters = list(copied.parameters())
         return outputs, [torch.autograd.grad(output.square().mean(), parameters) for output in outputs]
 
     torch.testing.assert_close(train(together=True), train(together=False), rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""The watch over the first training steps."""
+"""The monitor of the first training steps: every site must run and drop something."""
 
 import copy
 import logging
@@ -29,19 +29,19 @@ def step(net, optimizer):
     optimizer.step()
 
 
-def observers(net):
+def monitors(net):
     return [layer.monitor for layer in net.modules() if isinstance(layer, DropBlock) and layer.monitor is not None]
 
 
 @pytest.mark.parametrize("options", [{}, {"inplace": True, "where": "branch"}, {"per_channel": False}], ids=str)
-def test_it_ends_when_every_site_has_dropped(options, caplog):
+def test_it_ends_as_soon_as_every_site_has_dropped(options, caplog):
     net, optimizer, _ = start(**options)
     with caplog.at_level(logging.INFO, "dropblock_inject"):
         step(net, optimizer)
-        assert observers(net)  # at keep_prob 1 nothing can have been dropped
+        assert monitors(net)  # nothing is dropped at keep_prob 1
         for _ in range(8):
             step(net, optimizer)
-    assert not observers(net)
+    assert not monitors(net)
     assert [record.name for record in caplog.records] == ["dropblock_inject.training.monitor"]
     assert "DropBlocks took part in the training by step" in caplog.text
 
@@ -68,7 +68,7 @@ def test_a_site_that_does_not_run_is_an_error_at_the_first_step():
         DeadSiteError, match=r"3 of 6 DropBlocks .* first 1 training step\(s\):\n.*stage3.*: did not run"
     ):
         step(net, optimizer)
-    assert not observers(net)
+    assert not monitors(net)
 
 
 def test_a_site_in_eval_mode_is_an_error_at_the_first_step():
@@ -80,45 +80,45 @@ def test_a_site_in_eval_mode_is_an_error_at_the_first_step():
         step(net, optimizer)
 
 
-def test_a_site_that_drops_nothing_is_an_error_when_blocks_are_due():
+def test_a_site_that_drops_nothing_is_an_error_as_soon_as_blocks_are_due():
     net, optimizer, _ = start()
     dead = next(layer for layer in net.modules() if isinstance(layer, DropBlock))
     dead._drop = lambda input: input.clone()
-    message = r"1 of 6 DropBlocks .*\n  stage2\.0\.conv1\.drop_branch: dropped nothing where some \d+ blocks were due"
+    message = r"1 of 6 DropBlocks .*\n  stage2\.0\.drop_branch1: dropped nothing where some \d+ blocks were due"
     step(net, optimizer)
     step(net, optimizer)
     with pytest.raises(DeadSiteError, match=message):
         step(net, optimizer)
 
 
-def test_evaluation_before_the_first_step_is_no_fault():
+def test_evaluation_before_the_first_step_is_no_error():
     net, optimizer, _ = start()
     net.eval()(torch.randn(2, 3, 32, 32))
     step(net, optimizer)
 
 
-def test_a_site_that_never_is_to_drop_is_not_waited_for():
+def test_a_site_with_keep_prob_1_is_not_waited_for():
     net, optimizer, _ = start(keep_prob={2: 1.0, 3: 0.7})
     for _ in range(10):
         step(net, optimizer)
-    assert not observers(net)
+    assert not monitors(net)
 
 
-def test_copies_are_not_watched():
+def test_copies_are_not_monitored():
     net, _, _ = start()
-    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        assert not observers(twin)
-    assert len(observers(net)) == 6
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert not monitors(other)
+    assert len(monitors(net)) == 6
 
 
-def test_a_model_injected_anew_in_between():
+def test_a_model_may_be_injected_anew_before_the_first_step():
     net, optimizer, _ = start()
     remove_dropblock(net)
     inject_dropblock(net, -1, block_size=3, example_input=torch.empty(1, 3, 32, 32))
     step(net, optimizer)
 
 
-def test_without_an_optimizer_the_steps_of_the_schedule_count():
+def test_without_an_optimizer_it_counts_the_steps_of_the_schedule():
     net = nn.Sequential(DropBlock(0.5, 3), nn.Flatten())
     schedule = KeepProbSchedule(net, 4, verify=True)
     with pytest.raises(DeadSiteError, match="0: did not run"):
@@ -126,12 +126,12 @@ def test_without_an_optimizer_the_steps_of_the_schedule_count():
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_compiled_model_is_held_to_run_through_every_site_in_two_graphs(backend):
+def test_a_compiled_model_runs_through_every_site_in_two_graphs(backend):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     net, optimizer, _ = start()
     compiled = torch.compile(net, fullgraph=True, backend=backend)
     for _ in range(10):
         step(compiled, optimizer)
-    assert not observers(net)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+    assert not monitors(net)
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2

@@ -1,4 +1,4 @@
-"""The schedule: its values, its steps, saving and resuming it, and its hook on the optimizer."""
+"""KeepProbSchedule: its values and steps, its state, and its hook on the optimizer."""
 
 import copy
 import functools
@@ -39,7 +39,7 @@ def snapshot(schedule):
 MODES = ["linear", "cosine", "constant", "step", lambda progress: progress**2]
 QUARTER_OF_COSINE = (1 - math.sqrt(0.5)) / 2
 
-VALUES = [  # mode, then the share of the way at a share of the time
+VALUES = [  # mode; the fraction of the way from start to end at each fraction of the time
     ("linear", {0: 0, 0.25: 0.25, 0.5: 0.5, 0.99: 0.99, 1: 1}),
     ("cosine", {0: 0, 0.25: QUARTER_OF_COSINE, 0.5: 0.5, 0.75: 1 - QUARTER_OF_COSINE, 1: 1}),
     ("constant", {0: 1, 0.5: 1, 1: 1}),
@@ -51,13 +51,13 @@ VALUES = [  # mode, then the share of the way at a share of the time
 
 @pytest.mark.parametrize("warmup_steps", [0, 40])
 @pytest.mark.parametrize(("start", "end"), [(1.0, 0.5), (0.9, 0.75), (0.5, 1.0), (0.8, 0.8)])
-@pytest.mark.parametrize(("mode", "way"), VALUES)
-def test_the_values_of_every_mode(mode, way, start, end, warmup_steps):
+@pytest.mark.parametrize(("mode", "fractions"), VALUES)
+def test_the_values_of_every_mode(mode, fractions, start, end, warmup_steps):
     model = net()
     schedule = KeepProbSchedule(model, 100 + warmup_steps, start=start, end=end, mode=mode, warmup_steps=warmup_steps)
-    for time, share in way.items():
+    for time, fraction in fractions.items():
         step = warmup_steps + round(100 * time)
-        expected = start + share * (end - start)
+        expected = start + fraction * (end - start)
         assert schedule.value_at(step) == pytest.approx(expected, abs=1e-12)
         schedule.step(step)
         assert keep_probs(model) == [pytest.approx(expected, abs=1e-12)] * 2
@@ -81,7 +81,7 @@ def test_the_warm_up_stays_at_the_start(mode):
 
 @pytest.mark.parametrize("warmup_steps", [0, 7])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_values_go_one_way_from_start_to_end(mode, warmup_steps):
+def test_the_values_are_monotonic_from_start_to_end(mode, warmup_steps):
     for start, end in ((1.0, 0.5), (0.5, 1.0), (0.2, 0.9)):
         schedule = KeepProbSchedule(net(), 37, start=start, end=end, mode=mode, warmup_steps=warmup_steps)
         values = [schedule.value_at(step) for step in range(45)]
@@ -110,7 +110,7 @@ def test_a_callable_mode_is_given_progress_from_0_to_1():
     ("bad", "shown"),
     [(1.5, r"1\.5"), (-0.1, r"-0\.1"), (math.nan, "nan"), (math.inf, "inf"), (None, "None"), ("0.5", "'0.5'")],
 )
-def test_a_callable_mode_that_leaves_the_way_is_refused_with_what_it_returned(bad, shown):
+def test_a_callable_mode_that_returns_no_fraction_is_refused(bad, shown):
     model = net()
     schedule = KeepProbSchedule(model, 10, mode=lambda progress: bad if 0.25 < progress < 0.35 else progress)
     schedule.step(2)
@@ -134,7 +134,7 @@ def test_without_an_end_every_layer_runs_to_its_own_target():
     assert keep_probs(model) == [0.9375, 0.75]
     schedule.step(100)
     assert keep_probs(model) == TARGETS
-    assert schedule.value_at(50) == 0.75  # of the lowest target
+    assert schedule.value_at(50) == 0.75  # the value of the site with the lowest target
     assert schedule.value_at(50, end=0.875) == 0.9375
 
 
@@ -181,7 +181,7 @@ def test_value_at_changes_nothing(mode):
     assert snapshot(schedule) == before
 
 
-def test_get_last_keep_prob_is_what_is_in_force_in_module_order():
+def test_get_last_keep_prob_is_keep_prob_in_the_order_of_the_modules():
     model = net()
     schedule = KeepProbSchedule(model, 10)
     for step in (0, 5, 10):
@@ -193,7 +193,7 @@ def test_get_last_keep_prob_is_what_is_in_force_in_module_order():
     assert schedule.get_last_keep_prob() == TARGETS
 
 
-def test_last_step_goes_on_after_the_steps_done_before():
+def test_last_step_continues_after_earlier_steps():
     for done in range(12):
         stepped, resumed = net(), net()
         schedule = KeepProbSchedule(stepped, 10)
@@ -203,7 +203,7 @@ def test_last_step_goes_on_after_the_steps_done_before():
         assert (again.last_step, keep_probs(resumed)) == (schedule.last_step, keep_probs(stepped))
 
 
-def test_forwards_and_modes_do_not_move_the_schedule():
+def test_forward_passes_and_modes_do_not_move_the_schedule():
     model = net()
     schedule = KeepProbSchedule(model, 10)
     schedule.step(5)
@@ -250,7 +250,7 @@ def test_the_state_is_plain_scalars_and_survives_a_weights_only_load(mode, end):
 
 
 def train(steps, checkpoint=None, **options):
-    """`steps` updates from a checkpoint or from the beginning: what was in force, what was dropped, a checkpoint."""
+    """Trains `steps` updates. Returns a record of each (keep_prob, dropped elements) and a checkpoint."""
     torch.manual_seed(0)
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -311,7 +311,7 @@ CHANGED = [
 
 
 @pytest.mark.parametrize(("options", "message"), CHANGED)
-def test_the_state_of_another_schedule_is_refused_with_the_difference_and_a_way_on(options, message):
+def test_the_state_of_another_schedule_is_refused_with_the_difference_and_the_mend(options, message):
     first = KeepProbSchedule(net(), 10)
     first.step(4)
     other = KeepProbSchedule(net(), **{"total_steps": 10, **options})
@@ -324,7 +324,7 @@ def test_the_state_of_another_schedule_is_refused_with_the_difference_and_a_way_
 
 
 @pytest.mark.parametrize(("options", "message"), CHANGED)
-def test_if_asked_another_schedule_goes_on_from_there_and_says_so(options, message, caplog):
+def test_without_strict_another_schedule_continues_from_there_and_warns(options, message, caplog):
     first = KeepProbSchedule(net(), 10)
     first.step(4)
     other = KeepProbSchedule(net(), **{"total_steps": 10, **options})
@@ -360,7 +360,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("state", "message"), FOREIGN)
-def test_what_is_no_state_is_refused_and_changes_nothing(state, message):
+def test_anything_but_a_state_is_refused_and_changes_nothing(state, message):
     schedule = KeepProbSchedule(net(), 10)
     schedule.step(4)
     before = snapshot(schedule)
@@ -395,7 +395,7 @@ def test_attached_it_steps_once_after_each_optimizer_step():
         assert keep_probs(model)[1] == schedule.value_at(done)
 
 
-def test_gradient_accumulation_counts_updates_not_forwards():
+def test_gradient_accumulation_counts_updates_not_backward_passes():
     model, optimizer, schedule, _ = attached()
     for micro_batch in range(1, 13):
         backward(model)
@@ -453,18 +453,21 @@ def test_a_removed_handle_stops_the_schedule_and_it_can_be_attached_again():
     assert schedule.last_step == 3
 
 
-def test_attaching_twice_is_refused():
-    model, optimizer, schedule, _ = attached()
-    for second in (optimizer, torch.optim.Adam(model.parameters())):
-        message = r"attached to a SGD already and would step twice per update; remove\(\) that handle first"
-        with pytest.raises(ScheduleError, match=message):
-            schedule.attach(second)
-        second.step()
+def test_a_schedule_follows_the_optimizer_that_it_was_attached_to_last():
+    model, first, schedule, _ = attached()
+    schedule.attach(first)
+    first.step()
     assert schedule.last_step == 1
+    second = torch.optim.Adam(model.parameters())
+    schedule.attach(second)
+    first.step()
+    assert schedule.last_step == 1
+    second.step()
+    assert schedule.last_step == 2
 
 
 @pytest.mark.parametrize("wrong", [None, net(), "sgd", torch.optim.SGD], ids=["None", "module", "str", "class"])
-def test_attaching_to_what_is_no_optimizer_is_refused(wrong):
+def test_attaching_to_anything_but_an_optimizer_is_refused(wrong):
     message = (
         rf"attach expects a torch\.optim\.Optimizer, got {type(wrong).__name__}; .*call schedule\.step\(\) after each"
     )
@@ -510,7 +513,7 @@ def test_an_optimizer_made_anew_takes_over():
     assert schedule.last_step == 2
 
 
-def test_of_several_optimizers_it_follows_the_one_it_is_attached_to():
+def test_it_follows_only_the_optimizer_it_is_attached_to():
     model, optimizer, schedule, _ = attached()
     other = torch.optim.Adam(model.parameters())
     for _ in range(3):
@@ -531,7 +534,7 @@ def test_evaluation_in_between_does_not_count():
 
 
 class Wrapper(torch.optim.Optimizer):
-    """As wrappers are written: no constructor of torch's, which is what makes a step run hooks."""
+    """A typical wrapper: it does not call torch's constructor, so its step runs no hooks."""
 
     def __init__(self, *held):
         self.held, self.second = (*held, None, None)[:2]
@@ -544,7 +547,7 @@ class Wrapper(torch.optim.Optimizer):
         self.held.step(closure)
 
 
-def test_of_a_wrapper_the_steps_of_the_optimizer_inside_count():
+def test_it_counts_the_steps_of_the_optimizer_inside_a_wrapper():
     model = net()
     inner = torch.optim.SGD(model.parameters(), lr=0.01)
     optimizer = Wrapper(Wrapper(inner))
@@ -573,7 +576,7 @@ def test_lookahead_of_timm_counts_as_one():
 
 
 @pytest.mark.parametrize("held", [0, 2])
-def test_a_wrapper_of_which_nobody_knows_what_it_steps_is_refused(held):
+def test_a_wrapper_without_exactly_one_optimizer_inside_is_refused(held):
     model = net()
     optimizer = Wrapper(*(torch.optim.SGD(model.parameters(), lr=0.01) for _ in range(held)))
     with pytest.raises(

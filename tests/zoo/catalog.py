@@ -114,9 +114,9 @@ class Model:
             return few if "ssd" in self.name else {**_FEW_PIXELS, **few}, None
         if self.family == "tv.optical_flow.raft":
             return {}, None
-        twin = self.build("meta")
+        meta_model = self.build("meta")
         for size in _SIZES:
-            if self._runs(twin, size):
+            if self._runs(meta_model, size):
                 return {}, size
             if self.library == "timm" and size >= 3 * reduction:
                 options = {"img_size": size}  # windows of a fixed size: those for smaller images are built so
@@ -128,10 +128,10 @@ class Model:
                     return options, size
         return {}, None
 
-    def _runs(self, twin: nn.Module, size: int) -> bool:
+    def _runs(self, meta_model: nn.Module, size: int) -> bool:
         """Whether it can be called with images of a size, and be trained on them."""
         arguments = self.arguments(2, size, "meta")
-        return runs_without_data(twin.eval(), arguments) and runs_without_data(twin.train(), arguments)
+        return runs_without_data(meta_model.eval(), arguments) and runs_without_data(meta_model.train(), arguments)
 
 
 @contextmanager

@@ -19,8 +19,9 @@ import dropblock_inject.ops.layer
 from dropblock_inject import find_stages, inject_dropblock, plan_dropblock, remove_dropblock
 from dropblock_inject.anatomy.stages import Stage
 from dropblock_inject.errors import NoTrunkError
+from dropblock_inject.placement.branch_end import CorrectOutput
 from dropblock_inject.placement.plan import InjectionPlan
-from dropblock_inject.surgery.hooks import InjectedDropBlock
+from dropblock_inject.surgery.place import InjectedDropBlock
 from dropblock_inject.surgery.site import Site
 
 from .catalog import Model, runs_without_data
@@ -40,18 +41,18 @@ def check(model: Model) -> dict[str, Any]:
     Raises:
         AssertionError: something does not hold.
     """
-    twin = model.build("meta")
-    record: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in twin.parameters())}
+    meta_model = model.build("meta")
+    record: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in meta_model.parameters())}
     if model.is_transformer:
-        return {**record, **check_refused(twin)}
-    stages = find_stages(twin, model.example_input("meta"))
+        return {**record, **check_refused(meta_model)}
+    stages = find_stages(meta_model, model.example_input("meta"))
     record["stages"] = [
         (stage.index, stage.reduction, stage.channels, stage.map_size, len(stage.blocks)) for stage in stages
     ]
-    check_stages(model, twin, stages)
+    check_stages(model, meta_model, stages)
     assert torch.get_num_threads() == 1
     start = time.process_time()  # of this process on its one core, whatever else runs
-    plan = plan_dropblock(twin, _indices(stages), where=WHERE, example_input=model.example_input("meta"))
+    plan = plan_dropblock(meta_model, _indices(stages), where=WHERE, example_input=model.example_input("meta"))
     record["seconds"] = time.process_time() - start
     record["sites"] = {
         stage.index: dict(Counter(site.where for site in plan if site.stage == stage.index)) for stage in stages
@@ -66,19 +67,19 @@ def _indices(stages: list[Stage]) -> list[int]:
     return [stage.index for stage in stages]
 
 
-def check_refused(twin: nn.Module) -> dict[str, Any]:
+def check_refused(meta_model: nn.Module) -> dict[str, Any]:
     """A network without a convolutional trunk is refused, with the reason."""
     with pytest.raises(NoTrunkError, match=r"no convolution.*drop path") as refusal:
-        find_stages(twin)
+        find_stages(meta_model)
     return {"refused": str(refusal.value)}
 
 
-def check_stages(model: Model, twin: nn.Module, stages: list[Stage]) -> None:
+def check_stages(model: Model, meta_model: nn.Module, stages: list[Stage]) -> None:
     """Numbers, reductions, names and map sizes are consistent, and agree with timm's ``feature_info``."""
     reductions = [stage.reduction for stage in stages]
     assert reductions == sorted(set(reductions)), reductions
     assert [stage.index for stage in stages] == expected_numbers(reductions), stages
-    modules = dict(twin.named_modules())
+    modules = dict(meta_model.named_modules())
     names = [block.name for stage in stages for block in stage.blocks]
     assert len(names) == len(set(names)), [name for name, count in Counter(names).items() if count > 1]
     for name in names:
@@ -90,7 +91,7 @@ def check_stages(model: Model, twin: nn.Module, stages: list[Stage]) -> None:
             for pixels, size in zip(model.input_size[-2:], stage.map_size[-2:], strict=True):
                 # Missing padding takes some pixels, one that is too large adds one.
                 assert -1 <= ceil(pixels / stage.reduction) - size <= 4, (stage.reduction, stage.map_size)
-    check_feature_info(twin, stages)
+    check_feature_info(meta_model, stages)
 
 
 def expected_numbers(reductions: list[int]) -> list[int]:
@@ -102,15 +103,15 @@ def expected_numbers(reductions: list[int]) -> list[int]:
     return list(range(1, len(reductions) + 1))
 
 
-def check_feature_info(twin: nn.Module, stages: list[Stage]) -> None:
+def check_feature_info(meta_model: nn.Module, stages: list[Stage]) -> None:
     """Where timm says that a container of blocks is at some reduction, its last block is in the stage of that one."""
-    info = getattr(twin, "feature_info", None)
+    info = getattr(meta_model, "feature_info", None)
     if not isinstance(info, list):
         return
     reduction_of = {block.name: stage.reduction for stage in stages for block in stage.blocks}
     for entry in info:
         inside = [name for name in reduction_of if name.startswith(f"{entry['module']}.")]
-        if entry["module"] and inside and isinstance(dict(twin.named_modules()).get(entry["module"]), nn.Module):
+        if entry["module"] and inside and isinstance(dict(meta_model.named_modules()).get(entry["module"]), nn.Module):
             assert reduction_of[inside[-1]] == entry["reduction"], (inside[-1], reduction_of[inside[-1]], entry)
 
 
@@ -130,12 +131,12 @@ def check_sites(model: Model, plan: InjectionPlan, stages: list[Stage]) -> None:
             assert wheres[block.name]["output"] == 1, f"{block.name} has {wheres[block.name]['output']} output sites"
             assert wheres[block.name]["branch"] >= 1, f"{block.name} has no branch site"
     plan.apply()
-    twin = plan.model.eval()
-    for module in twin.modules():
+    meta_model = plan.model.eval()
+    for module in meta_model.modules():
         module.training = isinstance(module, InjectedDropBlock)
     try:
-        with counted(twin) as (runs, shapes):
-            ran = runs_without_data(twin, model.example_input("meta") or model.arguments(1, device="meta"))
+        with counted(meta_model) as (runs, shapes):
+            ran = runs_without_data(meta_model, model.example_input("meta") or model.arguments(1, device="meta"))
         assert ran or model.is_detector  # which ask for the values of their outputs
         for site in plan:
             wanted = runs[site.block]
@@ -144,7 +145,7 @@ def check_sites(model: Model, plan: InjectionPlan, stages: list[Stage]) -> None:
             size = shape[1:-1] if site.channel_dim == -1 else shape[2:]
             assert (shape[site.channel_dim], size) == (site.channels, site.map_size), (site, shape)
     finally:
-        remove_dropblock(twin)
+        remove_dropblock(meta_model)
 
 
 @contextmanager
@@ -240,8 +241,8 @@ def check_skips(net: nn.Module, sites: Any, arguments: tuple) -> None:
     modules = dict(net.named_modules())
     for site in sites:
         if site.where == "skip":
-            splice = site.splice
-            kind = type(modules[site.block]), splice.point, len(splice.unmasked), splice.attribute, splice.key
+            hooks = tuple((hook.kind, hook.arguments) for hook in site.splice.hooks)
+            kind = type(modules[site.block]), site.splice.attribute, hooks
             chosen.setdefault(kind, site)
     around = {site: _around(site) for site in chosen.values()}
     given = _arguments_of(net, {name for names in around.values() for name in names}, arguments)
@@ -257,7 +258,7 @@ def check_skips(net: nn.Module, sites: Any, arguments: tuple) -> None:
 
 def _around(site: Site) -> list[str]:
     """The names of the modules around a block and all that takes part in its site, from the inside out."""
-    inside = {site.block, *site.splice.modules} - {site.splice.owner}
+    inside = {site.block, *(hook.module for hook in site.splice.hooks)}
     name, names = site.block, []
     while True:
         if all(f"{other}.".startswith(f"{name}.".lstrip(".")) for other in inside):
@@ -274,7 +275,7 @@ def _check_first_masked_sum(
         changed = masked[index]
         if torch.equal(left, changed[0]) and torch.equal(right, changed[1]):
             continue
-        at_end = site.splice.point == "end"
+        at_end = site.splice.hooks[0].kind is CorrectOutput
         if at_end:  # this sum is ours: it puts into the branch what the mask changes in the shortcut
             changed = masked[index + 1]
         same = torch.equal(left, changed[0]), torch.equal(right, changed[1])

@@ -1,0 +1,77 @@
+"""The benchmarks run, with tiny settings, and measure the implementations that they name."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("dropblock", reason="the benchmarks compare with it: pip install -e '.[benchmark]'")
+
+import layers
+import operators
+import scaling
+import training_step
+
+
+def rows(printed: str) -> list[list[str]]:
+    """The cells of the lines of all tables, without headers."""
+    lines = [line for line in printed.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "ratio" not in line]
+
+
+def test_operators(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr(operators, "RESNET_50", ((4, 28, 28), (4, 14, 14)))
+    operators.main(["--seconds", "0", "--batch", "8", "--device", "cpu", "--output", str(tmp_path / "table")])
+    names = list(layers.layers(0.9, 7))
+    printed = rows(capsys.readouterr().out)
+    assert [row[0] for row in printed] == names
+    with (tmp_path / "table.csv").open() as file:
+        found = {row["layer"]: row for row in csv.DictReader(file)}
+    assert list(found) == names
+    assert all(float(row[column]) > 0 for row in found.values() for column in ("forward_s", "both_s"))
+    size = 8 * 4 * 14 * 14 * 4
+    saved = {name: int(row["saved_bytes"]) for name, row in found.items()}
+    assert saved[operators.FLOOR] == 0
+    assert 0 < saved[layers.OURS] < size / 10
+    assert saved["F.dropout2d"] < size <= saved[layers.TIMM]
+    assert (tmp_path / "table.png").stat().st_size > 1000
+
+
+def test_scaling(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(scaling, "BASE", {"batch": 2, "side": 8, "channels": 4, "sites": 1})
+    monkeypatch.setattr(scaling, "GROWTH", {"batch": (1, 2), "sites": (3,)})
+    calls: list[torch.Size] = []
+    operator = scaling.drop_block
+    monkeypatch.setattr(scaling, "drop_block", lambda x, *options: calls.append(x.shape) or operator(x, *options))
+    scaling.main(["--seconds", "0", "--device", "cpu"])
+    assert [row[:2] for row in rows(capsys.readouterr().out)] == [["batch", "1"], ["batch", "2"], ["sites", "3"]]
+    # A warm-up and five timed runs of each row: one with images of one, one and three sites with two images.
+    assert calls == [torch.Size((1, 4, 8, 8))] * 6 + [torch.Size((2, 4, 8, 8))] * 24
+
+
+def test_training_step(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    calls = {"drop_block": 0, "drop_block2d": 0}
+
+    def counted(name: str) -> Callable:
+        operator = getattr(training_step, name)
+
+        def call(*args, **options):
+            calls[name] += 1
+            return operator(*args, **options)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(training_step, name, counted(name))
+    arguments = ["--networks", "test_resnet", "--batch", "2", "--image-size", "64", "--seconds", "0"]
+    training_step.main([*arguments, "--device", "cpu"])
+    printed = rows(capsys.readouterr().out)
+    kinds = [row[1] for row in printed]
+    sites = int(kinds[1].split(", ")[1].split()[0])
+    assert kinds == ["none, 0 sites", f"dropblock_inject, {sites} sites", f"torchvision's layer, {sites} sites"]
+    assert sites > 0
+    assert calls == {"drop_block": 6 * sites, "drop_block2d": 6 * sites}  # a warm-up and five timed runs
