@@ -553,8 +553,6 @@ def test_it_counts_the_steps_of_the_optimizer_inside_a_wrapper():
     optimizer = Wrapper(Wrapper(inner))
     schedule = KeepProbSchedule(model, 10)
     handle = schedule.attach(optimizer)
-    with pytest.raises(ScheduleError, match="attached to a SGD already"):
-        schedule.attach(inner)
     for _ in range(3):
         optimizer.step()
     assert schedule.last_step == 3
