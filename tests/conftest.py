@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if matching and "exhaustive" not in item.keywords:
             item.add_marker("slow")
     files = {item.nodeid.partition("::")[0] for item in items}
-    whole = not any("::" in argument for argument in config.args) and not config.getoption("lf")
+    whole = not any("::" in argument for argument in config.args) and not config.getoption("lf", False)
     config.stash[UNMATCHED] = [
         expression
         for expression in sorted(unmatched)

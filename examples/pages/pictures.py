@@ -1,7 +1,9 @@
 """Makes the pictures of the README, with the command and the functions that anyone can use.
 
-pip install "dropblock-inject[examples,plot]"
-python examples/pages/pictures.py                   # into examples/pictures/
+    pip install "dropblock-inject[examples,plot]"
+    python examples/pages/pictures.py
+
+They go to examples/pictures/, or to the folder that is given.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from dropblock_inject.plot import plot_masks
 EXAMPLES = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(EXAMPLES))
 
+DETECTOR = "torchvision:fasterrcnn_resnet50_fpn"
+SHOWN_SIZE = 448  # pixels of the photograph
+
 
 def imagenet_lite0() -> nn.Module:
     """The network of the photograph's feature maps, with its ImageNet weights."""
@@ -35,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plot_masks().savefig(folder / "masks.png")
     calls = [
-        ["stages", "torchvision:fasterrcnn_resnet50_fpn", "-o", str(folder / "stages.png")],
+        ["stages", DETECTOR, "-o", str(folder / "stages.png")],
         ["plan", "timm:resnet50", "-o", str(folder / "plan.png")],
         ["schedule", "--total-steps", "10000", "-o", str(folder / "schedule.png")],
     ]
@@ -45,8 +50,8 @@ def main(argv: list[str] | None = None) -> None:
 
         Image.fromarray(chelsea()).save(photograph)
         network = f"{Path(__file__)}:imagenet_lite0"
-        show = ["show", str(photograph), "--model", network, "--image-size", "448", "-o", str(folder / "show.png")]
-        for call in [*calls, show]:
+        options = ["--model", network, "--image-size", str(SHOWN_SIZE), "-o", str(folder / "show.png")]
+        for call in [*calls, ["show", str(photograph), *options]]:
             if code := command(call):
                 raise SystemExit(code)
 
