@@ -1,4 +1,4 @@
-"""The presets are what they say, and go where inject_dropblock's arguments go."""
+"""The presets are arguments of inject_dropblock, with the documented values."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dropblock_inject import inject_dropblock, plan_dropblock, presets
 PRESETS = {name: getattr(presets, name) for name in ("PAPER", "SMALL_IMAGES", "FINE_TUNING")}
 
 
-def test_the_paper_s_are_the_defaults() -> None:
+def test_the_paper_preset_is_the_defaults() -> None:
     parameters = inspect.signature(inject_dropblock).parameters
     assert dict(presets.PAPER) == {name: parameters[name].default for name in presets.PAPER}
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_a_request(name: str) -> None:
+def test_a_preset_is_a_set_of_arguments(name: str) -> None:
     preset = PRESETS[name]
     plan = plan_dropblock(resnet50(), **preset)
     assert {site.keep_prob for site in plan if site.stage == 4} == {preset["keep_prob"]}
@@ -31,6 +31,6 @@ def test_a_preset_is_a_request(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["SMALL_IMAGES", "FINE_TUNING"])
-def test_small_images(name: str) -> None:
+def test_the_block_is_half_of_the_map(name: str) -> None:
     plan = plan_dropblock(CifarResNet(1), **PRESETS[name], example_input=torch.empty(1, 3, 32, 32))
     assert all(site.block_size[0] == round(site.map_size[0] / 2) for site in plan)

@@ -30,6 +30,7 @@ _LIBRARY.define(
     "drop_to(Tensor input, Tensor(a!) output, Tensor seed, Tensor? scale, Tensor? blocks, "
     f"float keep_prob, {_OPTIONS}) -> (Tensor, Tensor)"
 )
+_VMAP_MODE = torch._C.DispatchKeySet(torch._C._dispatch_key_parse("VmapMode"))
 _MAX_SAVED_FRACTION = 1 / 32  # of the bytes of a tensor: the blocks are saved for the backward pass up to this size
 
 
@@ -44,15 +45,18 @@ def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, options: 
         options: the other parameters of the mask.
     """
     if torch.compiler.is_compiling():
-        # A tensor times a float is the one use of a float that stays data in a compiled graph.
-        bits = (torch.ones((), dtype=torch.float64, device="cpu") * keep_prob).view(torch.int64)
-        output, _ = torch.ops.dropblock_inject.drop(input, seed, None, bits, *options)
+        output, _ = torch.ops.dropblock_inject.drop(input, seed, None, _bits(keep_prob), *options)
         output = output.view_as(output)  # Dynamo sets no attributes on one output of several, and hooks may want to
     elif inplace and not input._is_view():
         return _Drop.apply(input, seed, None, None, True, keep_prob, options)[0]
     else:
         output, _, _ = _Drop.apply(input, seed, None, None, False, keep_prob, options)
     return input.copy_(output) if inplace else output
+
+
+def _bits(keep_prob: float) -> Tensor:
+    # A tensor times a float is the one use of a float that stays data in a compiled graph.
+    return (torch.ones((), dtype=torch.float64, device="cpu") * keep_prob).view(torch.int64)
 
 
 def _drop_to(
@@ -136,8 +140,16 @@ class _Drop(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple:
         seed, scale, blocks = ctx.saved_tensors
-        usable = blocks if len(blocks) and gradient.stride() == ctx.strides else None
-        result, _, _ = _Drop.apply(gradient, seed, scale, usable, False, ctx.keep_prob, ctx.options)
+        if torch.compiler.is_compiling():  # compiled autograd
+            result, _ = torch.ops.dropblock_inject.drop(gradient, seed, scale, _bits(ctx.keep_prob), *ctx.options)
+        elif torch._C._functorch.is_legacy_batchedtensor(gradient):
+            # is_grads_batched=True calls an operation without side effects once for each gradient. It forbids random
+            # numbers, which here depend on nothing but the seed.
+            with torch._C._ExcludeDispatchKeyGuard(_VMAP_MODE):
+                result, _ = torch.ops.dropblock_inject.drop(gradient, seed, scale, _bits(ctx.keep_prob), *ctx.options)
+        else:
+            usable = blocks if len(blocks) and gradient.stride() == ctx.strides else None
+            result, _, _ = _Drop.apply(gradient, seed, scale, usable, False, ctx.keep_prob, ctx.options)
         return result, *(None for _ in range(6))
 
     @staticmethod

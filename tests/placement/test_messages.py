@@ -1,4 +1,4 @@
-"""What is said to bad input, and that nothing is changed by it."""
+"""Bad input is answered with an error that says what was asked, what was found and what to do; nothing changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dropblock_inject import (
 
 IMAGE = torch.empty(1, 3, 32, 32)
 
-# keyword arguments: the built-in that fits, what the message says
+# keyword arguments, the built-in error, a part of the message
 REQUESTS = [
     (
         {"stages": 7},
@@ -91,7 +91,7 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize(("request_", "builtin", "message"), REQUESTS)
-def test_a_request_that_cannot_be_met(request_: dict, builtin: type, message: str) -> None:
+def test_a_request_that_cannot_be_fulfilled(request_: dict, builtin: type, message: str) -> None:
     net = CifarResNet()
     before = repr(net), {key: value.clone() for key, value in net.state_dict().items()}
     options = {"stages": (2, 3), "example_input": IMAGE, **request_}
@@ -142,7 +142,7 @@ def test_already_injected() -> None:
     assert len(inject_dropblock(net, -1, example_input=IMAGE)) == 6
 
 
-def test_a_plan_for_a_model_that_changed_since() -> None:
+def test_a_plan_for_a_model_that_was_changed_afterwards() -> None:
     for change in ("stage3.1.conv1", "stage3.1"):
         net = CifarResNet()
         plan = plan_dropblock(net, -1, example_input=IMAGE)
@@ -171,7 +171,7 @@ def test_a_forward_that_fails_within_the_trunk() -> None:
 
 
 @pytest.mark.parametrize("part", ["stage3", "stage3.1"])
-def test_a_part_with_sites_that_was_replaced(part: str) -> None:
+def test_a_replaced_part_with_sites(part: str) -> None:
     net = CifarResNet()
     inject_dropblock(net, (-2, -1), example_input=IMAGE)
     parent, _, name = part.rpartition(".")
@@ -190,14 +190,14 @@ def test_compiled() -> None:
         assert isinstance(caught.value, RuntimeError)
 
 
-def test_nothing_to_look_at() -> None:
+def test_a_model_without_sites() -> None:
     net = CifarResNet()
     assert dropblock_sites(net) == []
     check_dropblock(net)
     assert remove_dropblock(net) == 0
 
 
-def test_all_errors_are_of_one_family_and_of_a_builtin() -> None:
+def test_all_errors_derive_from_one_error_and_from_a_builtin() -> None:
     from dropblock_inject import errors
 
     raised = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
@@ -208,6 +208,6 @@ def test_all_errors_are_of_one_family_and_of_a_builtin() -> None:
         assert issubclass(error, ValueError | TypeError | RuntimeError)
 
 
-def test_the_public_names_are_there() -> None:
+def test_the_public_names_exist() -> None:
     for name in dropblock_inject.__all__:
         assert hasattr(dropblock_inject, name)

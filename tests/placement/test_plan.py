@@ -1,4 +1,4 @@
-"""plan_dropblock: which sites, with which block size and keep_prob, and the table it prints."""
+"""plan_dropblock: the sites, their block sizes and keep_prob, and the printed table."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def resnet() -> nn.Module:
     return torchvision.models.resnet18()
 
 
-# network, stages: sites on branches, on skips, after outputs
+# network, stages, number of sites on branches, skips and outputs
 COUNTS = [
     ("torchvision:resnet50", (3, 4), 27, 9, 9),
     ("timm:resnet50", (3, 4), 27, 9, 9),
-    ("timm:seresnext50_32x4d", (3, 4), 27 + 9, 9, 9),  # and after each squeeze-excite, where the branch ends
+    ("timm:seresnext50_32x4d", (3, 4), 27 + 9, 9, 9),  # one more after each squeeze-excite, at the end of the branch
     ("torchvision:convnext_tiny", (3, 4), 4 * 12, 12, 12),  # depthwise, two linear layers, layer scale
     ("timm:convnext_tiny", (3, 4), 4 * 12, 12, 12),
     ("torchvision:efficientnet_b0", (3, 4), 33, 7, 11),  # four of the eleven blocks have no shortcut
@@ -38,7 +38,7 @@ COUNTS = [
 
 
 @pytest.mark.parametrize(("name", "stages", "branch", "skip", "output"), COUNTS)
-def test_where_decides_the_kinds(name: str, stages: tuple[int, ...], branch: int, skip: int, output: int) -> None:
+def test_where_chooses_the_sites(name: str, stages: tuple[int, ...], branch: int, skip: int, output: int) -> None:
     library, _, model = name.partition(":")
     net = torchvision.models.get_model(model) if library == "torchvision" else timm.create_model(model)
     kinds = Counter(site.where for site in plan_dropblock(net, stages, where=("branch", "skip", "output")))
@@ -47,7 +47,7 @@ def test_where_decides_the_kinds(name: str, stages: tuple[int, ...], branch: int
     assert len(plan_dropblock(net, stages, where="branch")) == branch
 
 
-def test_the_activation_is_before_the_mask_unless_it_commutes_with_it() -> None:
+def test_the_mask_is_after_an_activation_that_does_not_commute_with_it() -> None:
     net = torchvision.models.efficientnet_b0()
     for site in plan_dropblock(net, 4, where="branch", include="*.block.0.*"):
         assert isinstance(net.get_submodule(site.host), nn.SiLU)
@@ -64,7 +64,7 @@ def test_stages_count_from_the_end_too(resnet: nn.Module) -> None:
     assert stages(range(1, 5)) == {1, 2, 3, 4}
 
 
-# keyword arguments: target of stages 2, 3, 4
+# keyword arguments, targets of stages 2, 3, 4
 TARGETS = [
     ({"keep_prob": 0.9}, (0.99375, 0.975, 0.9)),
     ({"keep_prob": 0.6}, (0.975, 0.9, 0.6)),
@@ -82,11 +82,11 @@ def test_target_of_each_stage(resnet: nn.Module, options: dict, expected: tuple[
     assert targets == {stage: pytest.approx(keep_prob) for stage, keep_prob in zip((2, 3, 4), expected, strict=True)}
 
 
-def test_a_stage_keeps_its_target_when_it_is_asked_for_alone(resnet: nn.Module) -> None:
+def test_a_stage_alone_has_the_same_target(resnet: nn.Module) -> None:
     assert all(site.keep_prob == pytest.approx(0.975) for site in plan_dropblock(resnet, 3, keep_prob=0.9))
 
 
-# block size: in force on the maps of stages 3 (14x14) and 4 (7x7)
+# block_size, in force on the maps of stages 3 (14x14) and 4 (7x7)
 BLOCK_SIZES = [
     (7, (7, 7), (7, 7)),
     (9, (9, 9), (7, 7)),
@@ -104,7 +104,7 @@ def test_block_size_in_force(resnet: nn.Module, block_size, stage3, stage4) -> N
     assert in_force == {3: stage3, 4: stage4}
 
 
-# include, exclude: names that are left, of the branches of a ResNet-18's stage 4
+# include, exclude, names of the remaining branch sites in stage 4 of a ResNet-18
 CONV = [f"layer4.{block}.drop_branch{conv}" for block in (0, 1) for conv in (1, 2)]
 PATTERNS = [
     (None, None, CONV),
@@ -158,7 +158,7 @@ def test_pattern(pattern: str, name: str, expected: bool) -> None:
     assert matches(pattern, name) is expected
 
 
-def test_not_strict_passes_over_what_matches_nothing(resnet: nn.Module) -> None:
+def test_without_strict_patterns_that_match_nothing_are_ignored(resnet: nn.Module) -> None:
     plan = plan_dropblock(resnet, (4, 9), where="branch", include=["layer4.1", "layer9"], strict=False)
     assert [site.block for site in plan] == ["layer4.1", "layer4.1"]
     assert len(plan_dropblock(resnet, 4, include="nothing", strict=False)) == 0
@@ -210,7 +210,7 @@ def test_the_table() -> None:
     assert [site.stage for site in plan[:2]] == [3, 4]
 
 
-def test_the_table_says_so_if_the_pass_without_data_ended_early() -> None:
+def test_the_table_says_that_the_pass_without_data_ended_early() -> None:
     class NeedsData(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * x.mean().item()
@@ -223,7 +223,7 @@ def test_the_table_says_so_if_the_pass_without_data_ended_early() -> None:
 
 
 @pytest.mark.parametrize("statement", ["add_module", "register_forward_hook", "register_forward_pre_hook"])
-def test_a_fault_half_way_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
+def test_an_interrupted_injection_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
     net = CifarResNet()
     plan = plan_dropblock(net, (2, 3), where=("paper", "output"), example_input=torch.empty(1, 3, 32, 32))
     original = getattr(nn.Module, statement)
