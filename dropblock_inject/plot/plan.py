@@ -41,7 +41,7 @@ def plot_plan(plan: InjectionPlan, example_input: Any = None) -> Figure:
         if number:
             axis.annotate("", (left, 0), (left - 0.5, 0), arrowprops={"arrowstyle": "-|>", "color": GREY})
         left += width + 0.5
-    counts = Counter(site.where for site in plan)
+    counts: Counter[str] = Counter(site.where for site in plan)
     for where, color in COLORS.items():
         if counts[where]:
             axis.plot([], [], "s", markersize=8, label=f"{where} ({counts[where]})", color=color)
