@@ -1,8 +1,8 @@
-"""How the walker decides: the blocks it finds by the resolution they put out, and one of them from the inside."""
+"""The stages of a network: its blocks by the resolution of their output, and one residual block in detail."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,8 @@ from ..anatomy.blocks import Block, enclosing_calls, find_blocks
 from ..anatomy.stages import Trunk, find_trunk
 from ..errors import DropBlockValueError
 from ..placement.site_finder import SiteFinder
-from ..surgery.site import Site
 from ..tracing.operations import SAME_VALUES
-from ..tracing.trace import Call, Op, ancestors
+from ..tracing.trace import Op, ancestors
 from .canvas import COLORS, GREY, new_figure
 
 if TYPE_CHECKING:
@@ -24,17 +23,20 @@ if TYPE_CHECKING:
 _STAGES = ("#a3bfd9", "#7ba3c8", "#5086b5", "#2f6699", "#143f6b")  # the deepest last
 _OUTSIDE = "#c9c9c9"
 _LINE = "#9aa3af"
-_GAP = 0.35  # inches between the steps of a block, where its sites are
+_GAP = 0.35  # inches between two steps of a block, with room for a site
+
+Step = tuple[str, set[str]]  # the label, and the names of the modules that the step runs in
 
 
 def plot_stages(model: nn.Module, example_input: Any = None, block: str | None = None) -> Figure:
-    """The blocks of a network by the resolution that they put out, those of the trunk in the colour of their stage; and
-    what a residual block computes, with the sites in it.
+    """The blocks of a network by the resolution of their output, in the colours of their stages; below, the operations
+    of a residual block with the places of its sites.
 
     Args:
-        model: any network with a convolutional trunk; it is not touched.
+        model: any network with a convolutional trunk. It is not changed.
         example_input: see :func:`dropblock_inject.find_stages`.
-        block: dotted name of the block to show from the inside; None: the first with a shortcut in the deepest stage.
+        block: dotted name of the block to show in detail; None: the first residual block of the deepest stage that has
+            one.
 
     Raises:
         PlotError: matplotlib is not installed.
@@ -43,12 +45,17 @@ def plot_stages(model: nn.Module, example_input: Any = None, block: str | None =
     """
     trunk = find_trunk(model, example_input)
     shown = _block_to_show(trunk, block)
-    width = _width_of(shown) + 2 if shown else 0
-    figure = new_figure(max(11.0, width), 6.6 if shown else 3.8)
-    parts: Any = figure.subplots(2 if shown else 1, 1, squeeze=False, height_ratios=(3, 2) if shown else None)
-    _draw_levels(parts[0, 0], trunk, type(model).__name__)
-    if shown:
-        _draw_block(parts[1, 0], shown, list(SiteFinder(trunk.trace, trunk.geometry).sites(shown, 0, 1.0, 1)))
+    if shown is None:
+        figure = new_figure(11, 3.8)
+        _draw_levels(figure.subplots(), trunk, type(model).__name__)
+        return figure
+    paths = _paths(shown)
+    length = max(sum(map(_room_for, steps)) for steps in paths.values()) + 1.2
+    figure = new_figure(max(11, length + 2), 6.6)
+    levels, detail = figure.subplots(2, 1, height_ratios=(3, 2))
+    _draw_levels(levels, trunk, type(model).__name__)
+    sites = [(site.where, site.host) for site in SiteFinder(trunk.trace, trunk.geometry).sites(shown, 0, 1.0, 1)]
+    _draw_block(detail, shown.name, paths, length, sites)
     return figure
 
 
@@ -63,40 +70,31 @@ def _block_to_show(trunk: Trunk, name: str | None) -> Block | None:
 
 
 def _draw_levels(axis: Axes, trunk: Trunk, name: str) -> None:
-    """The blocks in the order of execution from left to right, the image being reduced downwards."""
+    """The blocks from left to right in the order of execution, and downwards by the reduction of their output."""
     found = find_blocks(trunk.trace, trunk.geometry)
-    blocks = sorted((*found.residual, *found.composite, *found.single), key=_place)
-    stage_of = {block.name: stage for stage, level in zip(trunk.stages, trunk.blocks, strict=True) for block in level}
-    colors = {stage.index: _STAGES[-1 - number % len(_STAGES)] for number, stage in enumerate(trunk.stages[::-1])}
-    lowest = max(block.map.log_reduction for block in blocks)
-
-    def color_of(block: Block) -> str:
-        return colors[stage_of[block.name].index] if block.name in stage_of else _OUTSIDE
-
-    for stage in trunk.stages:
-        own = [number for number, block in enumerate(blocks) if stage_of.get(block.name) is stage]
-        # Dilated stages have maps of the same size: each is labelled where it is.
-        at = blocks[own[0]].map.log_reduction
-        color = colors[stage.index]
+    blocks = sorted((*found.residual, *found.composite, *found.single), key=_first_operation)
+    heights = [block.map.log_reduction for block in blocks]
+    colors = dict.fromkeys((block.name for block in blocks), _OUTSIDE)
+    for number, (stage, level) in enumerate(zip(trunk.stages, trunk.blocks, strict=True)):
+        color = _STAGES[(number - len(trunk.stages)) % len(_STAGES)]
+        names = {block.name for block in level}
+        colors.update(dict.fromkeys(names, color))
+        own = [place for place, block in enumerate(blocks) if block.name in names]
         axis.axvspan(own[0] - 0.5, own[-1] + 0.5, color=color, alpha=0.08, linewidth=0)
         label = f"stage {stage.index}\n{stage.channels} x {'x'.join(map(str, stage.map_size))}"
-        middle = (own[0] + own[-1]) / 2
-        axis.text(middle, at - 0.28, label, ha="center", va="bottom", fontsize=8.5, color=color, weight="bold")
-    kinds = {"residual block": ("o", True), "convolution unit or block without a shortcut": ("s", False)}
-    for label, (marker, residual) in kinds.items():
-        dots = [
-            (number, block.map.log_reduction, color_of(block))
-            for number, block in enumerate(blocks)
-            if bool(block.residuals) is residual
-        ]
-        if dots:
-            places, heights, shades = zip(*dots, strict=True)
-            axis.scatter(places, heights, marker=marker, s=42, color=shades, zorder=3)
+        middle, above = (own[0] + own[-1]) / 2, heights[own[0]] - 0.28  # stages of a dilated network share a height
+        axis.text(middle, above, label, ha="center", va="bottom", fontsize=8.5, color=color, weight="bold")
+    kinds = (("residual block", "o", True), ("convolution unit or block without a shortcut", "s", False))
+    for label, marker, residual in kinds:
+        places = [place for place, block in enumerate(blocks) if bool(block.residuals) is residual]
+        if places:
+            shades = [colors[blocks[place].name] for place in places]
+            axis.scatter(places, [heights[place] for place in places], marker=marker, s=42, color=shades, zorder=3)
             axis.plot([], [], marker, color=GREY, label=label)
-    if any(block.name not in stage_of for block in blocks):
-        axis.plot([], [], "o", color=_OUTSIDE, label="not of the trunk")
-    axis.set_ylim(lowest + 0.5, min(block.map.log_reduction for block in blocks) - 1.1)
-    ticks = range(round(lowest) + 1)
+    if _OUTSIDE in colors.values():
+        axis.plot([], [], "o", color=_OUTSIDE, label="outside the trunk")
+    axis.set_ylim(max(heights) + 0.5, min(heights) - 1.1)
+    ticks = range(round(max(heights)) + 1)
     axis.set_yticks(list(ticks), [f"/{2**tick}" for tick in ticks])
     axis.set_ylabel("reduction of the map")
     axis.set_xlabel("blocks in the order of execution")
@@ -109,76 +107,74 @@ def _draw_levels(axis: Axes, trunk: Trunk, name: str) -> None:
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False, fontsize=8.5)
 
 
-def _place(block: Block) -> int:
-    """When it is executed."""
+def _first_operation(block: Block) -> int:
     return block.units[0].op.index if block.units else block.residuals[0].add.index
 
 
-def _draw_block(axis: Axes, block: Block, sites: Sequence[Site]) -> None:
-    """x, the branch to the right below, the shortcut above, and their sum; a step is as wide as its name."""
-    branch, skip = _ways(block)
-    end = _width_of(block)
+def _draw_block(
+    axis: Axes, name: str, paths: Mapping[str, list[Step]], length: float, sites: Sequence[tuple[str, str]]
+) -> None:
+    """A block: x on the left, the branch below, the shortcut above, their sum on the right; `length` in inches.
+
+    A site is a place in the block and the name of its host.
+    """
     axis.set_axis_off()
-    for height, where, steps in ((0.0, "branch", branch), (1.0, "skip", skip)):
-        axis.plot([0, 0.35, end, end], [0.5, height, height, 0.5], color=_LINE, linewidth=1.2, zorder=1)
-        labels = [_label(step[0], block.scope) for step in steps]
-        widths = list(map(_room_for, labels))
-        starts = list(accumulate(widths, initial=0.6 + (end - 1.2 - sum(widths)) / 2))
-        for label, left, right in zip(labels, starts, starts[1:], strict=False):
-            _box(axis, (left + right - _GAP) / 2, height, label)
-        for site in sites:
-            if site.where == where:
-                behind = _step_before(site, steps)
-                _diamond(axis, end - 0.6 if behind is None else starts[behind + 1] - _GAP / 2, height, where)
-    axis.plot([end, end + 1.1], [0.5, 0.5], color=_LINE, linewidth=1.2, zorder=1)
-    if any(site.where == "output" for site in sites):
-        _diamond(axis, end + 0.7, 0.5, "output")
+    for height, (where, steps) in enumerate(paths.items()):
+        axis.plot([0, 0.35, length, length], [0.5, height, height, 0.5], color=_LINE, linewidth=1.2, zorder=1)
+        widths = list(map(_room_for, steps))
+        starts = list(accumulate(widths, initial=0.6 + (length - 1.2 - sum(widths)) / 2))
+        for step, left, right in zip(steps, starts, starts[1:], strict=False):
+            _box(axis, (left + right - _GAP) / 2, height, step[0])
+        for host in (host for kind, host in sites if kind == where):
+            last = _last_step(host, steps)
+            _diamond(axis, length - 0.6 if last is None else starts[last + 1] - _GAP / 2, height, where)
+    axis.plot([length, length + 1.1], [0.5, 0.5], color=_LINE, linewidth=1.2, zorder=1)
+    kinds = {kind for kind, _ in sites}
+    if "output" in kinds:
+        _diamond(axis, length + 0.7, 0.5, "output")
     _circle(axis, 0, "x")
-    _circle(axis, end, "+")
-    for where in ("branch", "skip", "output"):
-        if any(site.where == where for site in sites):
-            axis.plot([], [], "D", markersize=7, color=COLORS[where], label=f"a site of where={where!r}")
-    axis.set_xlim(-0.4, end + 1.3)
+    _circle(axis, length, "+")
+    for where, color in COLORS.items():
+        if where in kinds:
+            axis.plot([], [], "D", markersize=7, color=color, label=f"a site of where={where!r}")
+    axis.set_xlim(-0.4, length + 1.3)
     axis.set_ylim(-0.75, 1.6)
-    title = f"the block {block.name}: y = F(x) + S(x), the branch F below and the shortcut S above"
+    title = f"the block {name}: y = F(x) + S(x), the branch F below and the shortcut S above"
     axis.set_title(title, loc="left", fontsize=11)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.06), ncols=3, frameon=False, fontsize=8.5)
 
 
-def _width_of(block: Block) -> float:
-    """In inches: of its longer way, with x and the sum."""
-    return 1.2 + max(sum(_room_for(_label(step[0], block.scope)) for step in way) for way in _ways(block))
+def _room_for(step: Step) -> float:
+    """The width of a step in inches, with the gap behind it."""
+    return 0.075 * len(step[0]) + 0.15 + _GAP
 
 
-def _room_for(label: str) -> float:
-    return 0.075 * len(label) + 0.15 + _GAP
+def _paths(block: Block) -> dict[str, list[Step]]:
+    """The steps of the branch and of the shortcut of a block, up to its first residual add.
 
-
-def _ways(block: Block) -> tuple[list[list[Op]], list[list[Op]]]:
-    """Branch and shortcut of its first residual add, step by step: the operations of one module are one step."""
+    The operations of one module are one step; its label is the name of the module in the block.
+    """
     residual = block.residuals[0]
     own = ancestors([residual.skip], residual.call) - ancestors([residual.branch], residual.call)
     skip = {value.producer for value in own if value.producer and residual.call.contains(value.producer)}
 
-    def steps(ops: Iterable[Op]) -> list[list[Op]]:
+    def label(op: Op) -> str:
+        if op.call is block.scope or not op.call.name.startswith(block.scope.name):
+            return op.kind
+        return op.call.name[len(block.scope.name) :].lstrip(".")
+
+    def steps(ops: Iterable[Op]) -> list[Step]:
         computing = sorted((op for op in ops if op.kind not in SAME_VALUES), key=lambda op: op.index)
-        return [list(group) for _, group in groupby(computing, key=lambda op: _label(op, block.scope))]
+        first = [next(group) for _, group in groupby(computing, key=label)]
+        return [(label(op), {call.name for call in enclosing_calls(op.call)}) for op in first]
 
-    return steps(residual.branch_ops), steps(skip)
+    return {"branch": steps(residual.branch_ops), "skip": steps(skip)}
 
 
-def _step_before(site: Site, steps: Sequence[list[Op]]) -> int | None:
-    """The last step of the module behind which a site is; None if it is not of a part of the way, but all of it."""
-    names = [{call.name for call in enclosing_calls(step[0].call)} for step in steps]
-    inside = [number for number, enclosing in enumerate(names) if site.host in enclosing]
+def _last_step(host: str, steps: Sequence[Step]) -> int | None:
+    """The number of the last step in the host of a site; None if no step is in it, or all steps are."""
+    inside = [number for number, (_, modules) in enumerate(steps) if host in modules]
     return inside[-1] if inside and len(inside) < len(steps) else None
-
-
-def _label(op: Op, scope: Call) -> str:
-    """The name of the module that computes it, as the block calls it; else of the operation."""
-    if op.call is scope or not op.call.name.startswith(scope.name):
-        return op.kind
-    return op.call.name[len(scope.name) :].lstrip(".")
 
 
 def _box(axis: Axes, left: float, height: float, label: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -36,7 +37,34 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_it_runs_goes_on_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_settings_run_go_on_and_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, for speed."""
+    monkeypatch.setattr(regularizers, "ProcessPoolExecutor", lambda jobs, context: ThreadPoolExecutor(jobs))
+    baseline, scheduled = SETTINGS["baseline"], SETTINGS["DropBlock, scheduled"]
+    monkeypatch.setitem(regularizers.PARTS, "table", (baseline, scheduled))
+    monkeypatch.setitem(regularizers.PARTS, "sweeps", (SETTINGS["branch only"],))
+    run(tmp_path, "--networks", "resnet", "plain", "--seeds", "1")
+    first = rows(tmp_path)
+    assert [(row["network"], row["setting"]) for row in first] == [
+        ("resnet", "baseline"),
+        ("resnet", "DropBlock, scheduled"),
+        ("resnet", "branch only"),
+        ("plain", "baseline"),
+        ("plain", "DropBlock, scheduled"),
+    ]
+    run(tmp_path, "--networks", "resnet", "plain", "--seeds", "2")
+    both = rows(tmp_path)
+    assert both[:5] == first
+    assert [row["seed"] for row in both] == ["0"] * 5 + ["1"] * 5
+    captured = capsys.readouterr()
+    assert "Reference: baseline." in captured.out
+    assert "Reference: DropBlock, scheduled." in captured.out
+    assert "run/s" not in captured.err  # no progress bar where there is no terminal
+
+
+def test_all_settings_run_in_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, "--networks", "resnet", "--parts", "table", "--seeds", "1")
     first = rows(tmp_path)
     assert {row["setting"] for row in first} == {setting.name for setting in TABLE}
@@ -55,6 +83,27 @@ def test_it_runs_goes_on_and_reports(tmp_path: Path, capsys: pytest.CaptureFixtu
     run(tmp_path, "--report")
     assert rows(tmp_path) == both
     assert capsys.readouterr().out == printed
+
+
+def test_differences_pair_the_runs_of_a_seed(tmp_path: Path) -> None:
+    accuracies = {
+        "baseline": (70.0, 80.0, 90.0),
+        "label smoothing": (71.0, 81.5, 90.5),  # by 1, 1.5 and 0.5: 1.00 ± 0.29
+        "DropPath": (71.0, 80.0, 89.0),  # by 1, 0 and -1
+        "branch only": (60.0,),
+    }
+    for setting, values in accuracies.items():
+        part = "sweeps" if setting == "branch only" else "table"
+        for seed, accuracy in reversed([*enumerate(values)]):  # the order of the lines does not matter
+            write(("digits", "resnet", 40, 1, part, setting, seed, accuracy), tmp_path / "some.csv")
+    order = {"table": ["baseline", "DropPath", "label smoothing"], "sweeps": ["branch only"]}
+    table = Results(tmp_path / "some.csv", order).differences_as_markdown("baseline")
+    assert table.splitlines() == [
+        "| difference, points | resnet |",
+        "|---|---|",
+        "| DropPath | +0.00 ± 0.58 |",
+        "| label smoothing | **+1.00 ± 0.29** |",
+    ]
 
 
 def test_tables_and_picture_of_both_parts(tmp_path: Path) -> None:

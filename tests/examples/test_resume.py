@@ -16,6 +16,7 @@ STEPS = 3  # in each of two epochs
 SHORT = "--epochs 2 --batch-size 2 --max-samples 6 --seed 3"
 SCRIPTS = {
     "finetune": "--model test_resnet --image-size 64",
+    "finetune with a worker": "--model test_resnet --image-size 64 --workers 1",
     "cifar100": "--dataset digits --image-size 8",
     "detection": "--image-size 64",
     "segmentation": "--image-size 64",
@@ -69,16 +70,17 @@ def equal(a: object, b: object) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore")  # the trainers' own, about themselves and about small data
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_resumed_training_equals_an_uninterrupted_one(
-    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    script = name.split()[0]
     if script.startswith("with_"):
         pytest.importorskip(script.removeprefix("with_"))
     assert not sys.stderr.isatty()
     recorder = Recorder(monkeypatch)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = [*SHORT.split(), *SCRIPTS[script].split()]
+    options = [*SHORT.split(), *SCRIPTS[name].split()]
     trace, losses = recorder.run(script, [*options, "--output", str(whole)])
     first = recorder.run(script, [*options, "--output", str(parts)], stop_after=2 * STEPS - 1)
     assert not [*parts.glob("model.*")]
@@ -86,7 +88,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
         resumed = [*options, "--output", str(parts)]
         resumed += ["--resume", str(parts / "last.ckpt" if script == "with_lightning" else parts)]
     else:
-        resumed = ["--resume", str(parts)]
+        resumed = ["--resume", str(parts), "--workers", "1" if "worker" in name else "0"]
     second = recorder.run(script, resumed)
 
     assert len(trace) == len(losses) == 2 * STEPS

@@ -127,6 +127,26 @@ def test_plan(where):
     assert [text for text in texts if "keep" in text] == ["keep 0.975", "keep 0.9"]
 
 
+@pytest.mark.parametrize("name", ["torchvision:resnet50", "timm:efficientnet_b0", "timm:seresnet50"])
+def test_each_site_is_drawn_right_behind_the_module_that_it_hangs_on(name):
+    model = build_without_data(name)
+    axis = plot_stages(model).get_axes()[1]
+    block = axis.get_title(loc="left").split()[2].rstrip(":")
+    hosts = {"branch": [], "skip": []}
+    for site in plan_dropblock(model):
+        if site.block == block:
+            hosts[site.where].append(site.host.removeprefix(block).lstrip("."))
+    for height, (where, own) in enumerate(hosts.items()):
+        texts = [text for text in axis.texts if text.get_position()[1] == height]
+        diamonds = [line.get_xdata()[0] for line in axis.lines if line.get_gid() == f"site {where}"]
+        drawn_at = [(text.get_position()[0], text.get_text()) for text in texts] + [(x, "site") for x in diamonds]
+        expected = [text.get_text() for text in texts]
+        for host in own:
+            inside = [number for number, label in enumerate(expected) if f"{label}.".startswith(f"{host}.")]
+            expected.insert(inside[-1] + 1 if inside else len(expected), "site")
+        assert [label for _, label in sorted(drawn_at)] == expected
+
+
 @pytest.mark.parametrize("name", ["resnet50", "deeplabv3_resnet50", "densenet121", "fasterrcnn_resnet50_fpn", "vgg11"])
 def test_stages(name):
     model = build_without_data(f"torchvision:{name}")
