@@ -584,7 +584,7 @@ def test_channels_that_others_read_as_well_are_no_end_of_a_branch() -> None:
 
     plan = plan_dropblock(network(Overlapping), 1, example_input=IMAGE)
     assert {site.where for site in plan} == {"branch"}
-    assert "No module gives a hold on the shortcut of 1, 2: no skip site there" in str(plan)
+    assert "The shortcut of 1, 2 cannot be masked alone: no skip site there" in str(plan)
 
 
 def test_a_shortcut_out_of_reach_is_left_alone_and_said() -> None:
@@ -607,7 +607,7 @@ def test_a_shortcut_out_of_reach_is_left_alone_and_said() -> None:
     net = LongSkip().train()
     plan = inject_dropblock(net, 1, keep_prob=0.5, block_size=2, example_input=IMAGE)
     assert {site.where for site in plan} == {"branch"}
-    assert "No module gives a hold on the shortcut of block: no skip site there" in str(plan)
+    assert "The shortcut of block cannot be masked alone: no skip site there" in str(plan)
     read = []
     net.decode.register_forward_pre_hook(lambda module, args: read.append(args[0]))
     net(torch.randn(2, 3, 16, 16))
