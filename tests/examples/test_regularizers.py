@@ -94,7 +94,10 @@ def test_differences_pair_the_runs_of_a_seed(tmp_path: Path) -> None:
     }
     for setting, values in accuracies.items():
         part = "sweeps" if setting == "branch only" else "table"
-        for seed, accuracy in reversed([*enumerate(values)]):  # the order of the lines does not matter
+        runs = [*enumerate(values)]
+        for seed, accuracy in (
+            runs if setting == "baseline" else reversed(runs)
+        ):  # the order of the lines does not matter
             write(("digits", "resnet", 40, 1, part, setting, seed, accuracy), tmp_path / "some.csv")
     order = {"table": ["baseline", "DropPath", "label smoothing"], "sweeps": ["branch only"]}
     table = Results(tmp_path / "some.csv", order).differences_as_markdown("baseline")
