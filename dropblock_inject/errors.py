@@ -1,4 +1,4 @@
-"""Every error the package raises on purpose: one family, each also a built-in that fits."""
+"""The errors of the package. Each is a DropBlockInjectError and the built-in error that fits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NoTrunkError(DropBlockInjectError, ValueError):
 
 
 class TraceError(DropBlockInjectError, RuntimeError):
-    """The shape-only forward pass that finds the stages did not get far enough."""
+    """The forward pass without data, which finds the stages, failed before the end of the trunk."""
 
 
 class NoMatchError(DropBlockInjectError, ValueError):
@@ -32,7 +32,7 @@ class AlreadyInjectedError(DropBlockInjectError, RuntimeError):
 
 
 class CompiledModelError(DropBlockInjectError, RuntimeError):
-    """The model is compiled or scripted: hooks added now would be ignored."""
+    """The model is compiled or scripted, so that it would ignore hooks added now."""
 
 
 class DeadSiteError(DropBlockInjectError, RuntimeError):

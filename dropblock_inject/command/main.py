@@ -42,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (DropBlockInjectError, OSError) as error:
-        advice = (
-            ". In this command --image-size sets the size of example_input" if isinstance(error, TraceError) else ""
-        )
+        limit = ". This command can only set the size of an image, with --image-size"
+        advice = limit if isinstance(error, TraceError) else ""
         print(f"dropblock-inject: error: {error}{advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -342,6 +342,20 @@ def test_wrong_usage_ends_with_2(capsys, words):
     assert "usage: dropblock-inject" in capsys.readouterr().err
 
 
+def test_a_model_that_takes_more_than_an_image(capsys, tmp_path):
+    file = tmp_path / "net.py"
+    file.write_text(
+        "from torch import nn\n\nclass Net(nn.Conv2d):\n    def forward(self, image, scale):\n"
+        "        return super().forward(image) * scale\n\ndef net():\n    return Net(3, 8, 3)\n"
+    )
+    assert main(["plan", f"{file}:net"]) == 1
+    assert re.search(
+        r"Net could not be traced .*here \(image, scale\).*\. This command can only set the size of an image, with "
+        "--image-size\n$",
+        capsys.readouterr().err,
+    )
+
+
 def test_only_the_module_of_the_command_in_question_is_imported(capsys, monkeypatch):
     """The list of commands must not wait for torch."""
     imported = []
