@@ -90,7 +90,7 @@ def drop_block(
             f"{tuple(input.shape)} has {len(map_size)} spatial axes; give one entry per spatial axis, or one int"
         )
     if inplace:
-        _refuse_inplace_where_it_cannot_be(input)
+        _refuse_inplace(input)
 
     block = block_size_in_force(block_size, map_size)
     seed = _random_seed(input.device, generator)
@@ -155,17 +155,24 @@ def _random_seed(device: torch.device, generator: torch.Generator | None) -> Ten
     return seed ^ (rank * _RANK_FACTOR % 2**63) if rank else seed
 
 
-def _refuse_inplace_where_it_cannot_be(input: Tensor) -> None:
+def _refuse_inplace(input: Tensor) -> None:
+    """Raises if `input` cannot be overwritten."""
     if torch.compiler.is_compiling():
         return
+    whole = input._base if input._is_view() else input
+    name = "a view of " if whole is not input else ""
     if any(size > 1 and stride == 0 for size, stride in zip(input.shape, input.stride(), strict=True)):
         reason = "several of its elements are one in memory, as expand() makes them"
+    elif input.is_inference() and not torch.is_inference_mode_enabled():
+        reason = "it was made in inference mode"
     elif not (torch.is_grad_enabled() and input.requires_grad):
         return
-    elif input.is_leaf:
-        reason = "it is a leaf that requires grad"
-    elif hasattr(input.grad_fn, "_saved_result"):  # ReLU, sigmoid, …: their backward reads their output
-        reason = f"it is the output of {type(input.grad_fn).__name__}, which needs it for the backward pass"
+    elif name and torch._C._autograd._get_creation_meta(input) != torch._C._autograd.CreationMeta.DEFAULT:
+        reason = "it is one of several views, as chunk() and unbind() make them, or a view that autograd did not record"
+    elif whole.is_leaf:
+        reason = f"it is {name}a leaf that requires grad"
+    elif hasattr(whole.grad_fn, "_saved_result"):  # ReLU, sigmoid, …: their backward reads their output
+        reason = f"it is {name}the output of {type(whole.grad_fn).__name__}, which needs it for the backward pass"
     else:
         return
     raise DropBlockValueError(f"inplace=True cannot overwrite this input: {reason}; use inplace=False")

@@ -5,12 +5,10 @@ Plain Python on plain numbers, exact to double precision, cached. Nothing here n
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from math import prod
-
-_BISECTIONS = 60  # halvings of [0, 1]: past double precision
+from math import exp, expm1, log, log1p, prod
+from operator import itemgetter
 
 
 def block_size_in_force(block_size: int | float | Sequence[int], map_size: Sequence[int]) -> tuple[int, ...]:
@@ -51,14 +49,16 @@ def gamma(keep_prob: float, map_size: tuple[int, ...], block_size: tuple[int, ..
         dropped = (1 - keep_prob) / prod(block_size)
         valid = prod(size - block + 1 for size, block in zip(map_size, block_size, strict=True))
         return min(1.0, dropped * prod(map_size) / valid)
-    low, high = 0.0, 1.0  # brackets 1 - gamma; the kept share grows with it
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if _kept_share(middle, map_size, block_size) < keep_prob:
-            low = middle
-        else:
-            high = middle
-    return 1 - (low + high) / 2
+    # Secant method on the logarithm of the kept share, which is a convex function of decay = -log(1 - gamma). From the
+    # left, as here, it approaches the root without passing it.
+    axes = _axes(map_size, block_size)
+    mean_seeds = prod(block * (size - block + 1) / size for size, block in zip(map_size, block_size, strict=True))
+    before, excess_before = 0.0, -log(keep_prob)
+    decay = excess_before / mean_seeds
+    while (kept := _kept_share(decay, axes)) > keep_prob and (excess := log(kept) - log(keep_prob)) < excess_before:
+        step = excess * (decay - before) / (excess_before - excess)
+        before, excess_before, decay = decay, excess, decay + step
+    return abs(expm1(-decay))
 
 
 def expected_share(
@@ -69,25 +69,28 @@ def expected_share(
     >>> round(expected_share(0.5, (14, 14), (7, 7)), 6), round(expected_share(0.5, (14, 14), (7, 7), False), 6)
     (0.5, 0.641816)
     """
-    return _kept_share(1 - gamma(keep_prob, map_size, block_size, calibrated), map_size, block_size)
+    probability = gamma(keep_prob, map_size, block_size, calibrated)
+    return _kept_share(-log1p(-probability), _axes(map_size, block_size)) if probability < 1 else 0.0
 
 
-def _kept_share(no_seed: float, map_size: tuple[int, ...], block_size: tuple[int, ...]) -> float:
-    """The share kept where each position is no seed with probability `no_seed`."""
-    return sum(share * no_seed**seeds for seeds, share in _coverage(map_size, block_size))
+def _axes(map_size: Sequence[int], block_size: Sequence[int]) -> list[tuple[int, int]]:
+    """For each axis its size and the largest number of seed positions whose block covers one pixel."""
+    axes = [(size, min(block, size - block + 1)) for size, block in zip(map_size, block_size, strict=True)]
+    return sorted(axes, key=itemgetter(1))  # the last axis costs the least
 
 
-@lru_cache(maxsize=1024)
-def _coverage(map_size: tuple[int, ...], block_size: tuple[int, ...]) -> tuple[tuple[int, float], ...]:
-    """How many seed positions can cover a pixel, and the share of the pixels for which it is that many."""
-    pixels = Counter({1: 1})
-    for size, block in zip(map_size, block_size, strict=True):
-        valid = size - block + 1
-        along_axis = Counter(min(i + 1, size - i, block, valid) for i in range(size))
-        grown: Counter[int] = Counter()
-        for seeds, count in pixels.items():
-            for axis_seeds, axis_count in along_axis.items():
-                grown[seeds * axis_seeds] += count * axis_count
-        pixels = grown
-    total = prod(map_size)
-    return tuple((seeds, count / total) for seeds, count in sorted(pixels.items()))
+def _kept_share(decay: float, axes: Sequence[tuple[int, int]]) -> float:
+    """The mean of ``exp(-decay * n)`` over the pixels, ``n`` being the number of seed positions that cover one.
+
+    ``n`` is a product of one number per axis: 1, 2, ... from both ends of the axis up to `most`, which holds between.
+    """
+    (size, most), *others = axes
+    if others:
+        ends = sum(_kept_share(decay * seeds, others) for seeds in range(1, most))
+        between = _kept_share(decay * most, others)
+    elif decay == 0:
+        ends, between = most - 1.0, 1.0
+    else:  # a geometric series
+        ends = exp(-decay) * expm1(-decay * (most - 1)) / expm1(-decay)
+        between = exp(-decay * most)
+    return (2 * ends + (size - 2 * (most - 1)) * between) / size

@@ -73,7 +73,7 @@ def _drop_to(
     spec = mask_spec(tuple(input.shape), input.dtype, keep_prob, Options(tuple(block_size), *options))
     nothing = torch.empty(0, dtype=torch.int64, device=input.device)
     if input.device.type != "cpu":
-        used_scale = _backend(input.device).drop(input, output, seed, scale, spec)
+        used_scale = _backend(input.device, input.dtype).drop(input, output, seed, scale, spec)
         return (used_scale if scale is None else nothing), nothing
     if blocks is not None and scale is not None:
         sparse.mask(input, output, blocks, scale, spec)
@@ -85,9 +85,12 @@ def _drop_to(
 
 
 @lru_cache
-def _backend(device: torch.device) -> Any:
+def _backend(device: torch.device, dtype: torch.dtype) -> Any:
     """The module that draws masks on a device other than the CPU."""
-    has_triton = device.type == "cuda" and find_spec("triton") and torch.cuda.get_device_capability(device) >= (7, 0)
+    oldest_gpu = (8, 0) if dtype == torch.bfloat16 else (7, 0)  # with the Triton of torch 2.6
+    has_triton = (
+        device.type == "cuda" and find_spec("triton") and torch.cuda.get_device_capability(device) >= oldest_gpu
+    )
     return import_module(".triton_kernels", __package__) if has_triton else dense
 
 

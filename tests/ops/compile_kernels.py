@@ -13,17 +13,16 @@ MASKED = {"CHANNELS": 1024, "PIXELS": 196, "WORDS": 7}
 
 
 def compile_for(target, kernel, types, constants):
-    names = kernel.arg_names
-    signature = {name: types.get(name, "constexpr" if name in constants else "i32") for name in names}
-    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+    signature = {name: types.get(name, "constexpr" if name in constants else "i32") for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, constants)
     binary = triton.compile(source, target=target).asm
     print(kernel.__name__, target.arch, len(binary["cubin"]))
 
 
-for capability in (75, 90):
+for capability, half in ((75, "fp16"), (90, "bf16")):
     gpu = GPUTarget("cuda", capability, 32)
     compile_for(gpu, kernels._draw_kernel, {**POINTERS, "per_miss": "fp32"}, DRAWN)
-    for dtype, scale in (("bf16", "fp32"), ("fp64", "fp64")):
+    for dtype, scale in ((half, "fp32"), ("fp64", "fp64")):
         types = {**POINTERS, "input_ptr": f"*{dtype}", "output_ptr": f"*{dtype}", "scale_ptr": f"*{scale}"}
         for per_channel in (True, False):
             options = {**MASKED, "PER_CHANNEL": per_channel, "PER_SAMPLE": not per_channel}

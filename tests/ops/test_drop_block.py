@@ -7,6 +7,8 @@ import math
 import pickle
 import re
 import shutil
+import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -99,6 +101,24 @@ def test_gamma_gives_exactly_keep_prob_by_enumeration_of_the_seeds(map_size, blo
     for keep_prob in (*KEEP_PROBS, 1.0, 0.999999, 0.99, 0.1, 1e-3):
         expected_share = ((1 - gamma(keep_prob, map_size, block)) ** seeds_of).mean()
         assert expected_share == pytest.approx(keep_prob, abs=1e-9)
+
+
+@pytest.mark.parametrize("map_size", [(512, 512), (384, 640), (160_000,), (48, 64, 64)], ids=str)
+def test_gamma_is_exact_and_fast_for_large_blocks_on_large_maps(map_size):
+    block = block_size_in_force(0.5, map_size)
+    along_axes = [
+        np.minimum(np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)), min(b, size - b + 1))
+        for size, b in zip(map_size, block, strict=True)
+    ]
+    seeds_of = along_axes[0].astype(float)
+    for one in along_axes[1:]:
+        seeds_of = np.multiply.outer(seeds_of, one)
+    keep_probs = [1 - 0.001 * step for step in range(1, 101)]
+    start = time.process_time()
+    probabilities = [gamma(keep_prob, map_size, block) for keep_prob in keep_probs]
+    assert time.process_time() - start < 0.01 * len(keep_probs)
+    for keep_prob, probability in list(zip(keep_probs, probabilities, strict=True))[::20]:
+        assert np.exp(np.log1p(-probability) * seeds_of).mean() == pytest.approx(keep_prob, abs=1e-12)
 
 
 def test_uncalibrated_gamma_is_equation_1_of_the_paper():
@@ -267,6 +287,13 @@ def test_the_layout_of_the_input_does_not_change_the_result(make):
     assert torch.equal(x, before)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # torch 2.14 says that it will be removed
+def test_when_not_training_any_tensor_is_returned():
+    """Such as a quantized network has in eval mode."""
+    for x in (torch.quantize_per_tensor(torch.rand(2, 3, 8, 8), 0.1, 0, torch.quint8), torch.arange(6)):
+        assert DropBlock(0.5, 3).eval()(x) is x
+
+
 INACTIVE = {
     "keep_prob 1": lambda x: drop_block(x, 1.0, 3),
     "keep_prob int 1": lambda x: drop_block(x, 1, 3),
@@ -345,6 +372,18 @@ def test_a_generator_gives_reproducible_masks_and_leaves_the_global_stream_alone
     assert all(map(torch.equal, first, second))
     assert not torch.equal(first[0], first[1])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("with_generator", [False, True])
+def test_ranks_that_are_seeded_alike_draw_masks_of_their_own(with_generator):
+    x, masks = torch.ones(2, 3, 14, 14), []
+    for rank in (None, 0, 1, 2):
+        torch.manual_seed(3)
+        process_group = {"is_initialized": lambda rank=rank: rank is not None, "get_rank": lambda rank=rank: rank}
+        with mock.patch.multiple(torch.distributed, is_available=lambda: True, **process_group):
+            masks.append(drop_block(x, 0.7, 5, generator=seeded(3) if with_generator else None) != 0)
+    assert torch.equal(masks[0], masks[1])  # one process is rank 0
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(masks[1:], 2))
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------
@@ -452,6 +491,61 @@ def test_inplace_is_refused_where_autograd_needs_the_input(before, named):
     assert isinstance(caught.value, DropBlockInjectError)
     with torch.no_grad():
         DropBlock(0.5, 3, inplace=True)(before(x.clone()))
+
+
+def made_without_grad(x):
+    with torch.no_grad():
+        return x[:, :2]
+
+
+def made_in_inference_mode(x):
+    with torch.inference_mode():
+        return x.detach() * 1
+
+
+UNREADABLE = "it is one of several views, .* or a view that autograd did not record"
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda x: x[:, :2], "it is a view of a leaf that requires grad"),
+        (lambda x: x.relu().permute(0, 2, 3, 1), "it is a view of the output of Relu"),
+        (lambda x: (x * 1).chunk(2, 1)[0], UNREADABLE),
+        (lambda x: (x * 1)[None].unbind()[0], UNREADABLE),
+        (lambda x: made_without_grad(x * 1), UNREADABLE),
+        (made_in_inference_mode, "it was made in inference mode"),
+    ],
+)
+def test_inplace_is_refused_on_tensors_that_torch_would_not_overwrite(make, named):
+    x = make(torch.randn(2, 4, 8, 8, requires_grad=True))
+    before, state = x.clone(), torch.get_rng_state()
+    with pytest.raises(ValueError, match=f"inplace=True cannot overwrite this input: {named}.*; use inplace=False"):
+        DropBlock(0.5, 3, inplace=True)(x)
+    assert torch.equal(x, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.inference_mode():
+        assert DropBlock(0.5, 3, inplace=True)(x).eq(0).any()
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda x: x[:, 1:3], lambda x: x.permute(0, 3, 1, 2), lambda x: x.movedim(1, -1)[..., ::2], lambda x: x[None][0]],
+)
+def test_inplace_on_a_view_gives_the_gradient_of_the_whole_tensor(view):
+    grads = []
+    for inplace in (False, True):
+        x = torch.randn(2, 4, 8, 8, generator=seeded(1)).requires_grad_()
+        whole = x.sin()
+        part = view(whole)
+        output = DropBlock(0.5, 3, inplace=inplace, generator=seeded())(part)
+        assert (output is part) == inplace
+        if not inplace:
+            whole = whole.clone()
+            view(whole).copy_(output)
+        whole.square().sum().backward()
+        grads.append(x.grad)
+    torch.testing.assert_close(grads[1], grads[0])
 
 
 @pytest.mark.parametrize(
