@@ -48,7 +48,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from dropblock_inject import KeepProbSchedule, find_stages, inject_dropblock
 from lib.checkpoint import read_file, write_file
-from lib.command_line import add_options, errors_in_a_sentence, make_parser
+from lib.command_line import add_options, errors_in_a_sentence, make_parser, whole_number
 from lib.data import load_data, make_datasets
 from lib.models import initial_model
 from lib.training import random_state, set_random_state
@@ -63,7 +63,7 @@ def make_arguments() -> argparse.ArgumentParser:
     add_options(parser, "pretrained", "data_dir", "image_size", "max_samples", model="tf_efficientnet_lite0")
     add_options(parser, "stages", "keep_prob", "block_size", "seed", epochs=3, batch_size=21, lr=1e-3)
     parser.add_argument(
-        "--save-every", type=int, default=10, metavar="N", help="steps between checkpoints (%(default)s)"
+        "--save-every", type=whole_number(1), default=10, metavar="N", help="steps between checkpoints (%(default)s)"
     )
     add_options(parser, output="runs/distributed")
     return parser

@@ -38,7 +38,7 @@ from torchvision.ops import StochasticDepth
 from tqdm import tqdm
 
 from dropblock_inject import DropBlock, KeepProbSchedule, inject_dropblock
-from lib.command_line import add_options, check_device, errors_in_a_sentence, make_parser
+from lib.command_line import add_options, check_device, errors_in_a_sentence, make_parser, whole_number
 from lib.data import load_data
 from lib.models import imagenet_lite0
 from lib.results import FIELDS, REFERENCE, Results, read, write
@@ -286,12 +286,14 @@ def report(path: Path) -> None:
 @errors_in_a_sentence
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
-    add_options(parser, "root", "download", "data_dir", "max_samples", "epochs", dataset="fashion-mnist", device="cpu")
-    add = parser.add_argument
+    add_options(parser, "root", "download", "data_dir", dataset="fashion-mnist", device="cpu")
+    add, count = parser.add_argument, whole_number(1)
+    add("--max-samples", type=count, metavar="N", help="at most N training images, of each class alike (by recipe)")
+    add("--epochs", type=count, metavar="N", help="passes over the training images (by recipe)")
     add("--networks", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="NAME", help=f"({' '.join(RECIPES)})")
     add("--parts", nargs="+", default=list(PARTS), choices=PARTS, metavar="NAME", help=f"({' '.join(PARTS)})")
-    add("--seeds", type=int, default=5, metavar="N", help="runs of each setting (%(default)s)")
-    add("--jobs", type=int, default=os.cpu_count(), metavar="N", help="runs at a time (%(default)s)")
+    add("--seeds", type=count, default=5, metavar="N", help="runs of each setting (%(default)s)")
+    add("--jobs", type=count, default=os.cpu_count(), metavar="N", help="runs at a time (%(default)s)")
     add("--output", type=Path, default=Path("runs/regularizers.csv"), metavar="FILE", help="(%(default)s)")
     add("--report", action="store_true", help="train nothing; print the tables and draw the picture of the runs so far")
     args = parser.parse_args(argv)

