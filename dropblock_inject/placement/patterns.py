@@ -14,7 +14,8 @@ from ..errors import DropBlockTypeError, DropBlockValueError
 Pattern = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
 
 _REGEX = "re:"
-_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")  # DDP, torch.compile, FSDP
+# Names by which wrappers hold a model: DDP, torch.compile, FSDP, checkpoint_wrapper.
+_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _CLOSEST = 3
 
 
@@ -43,10 +44,7 @@ def matches(entry: str, name: str) -> bool:
     >>> [matches(p, "layer4.1.bn1") for p in ("layer4.1.bn1", "1.bn1", "bn1", "n1", "layer4.*", "re:layer[34].*")]
     [True, True, True, False, True, True]
     """
-    bare = name
-    for wrapper in _WRAPPERS:
-        bare = bare.replace(wrapper, "")
-    for candidate in {name, bare}:
+    for candidate in {name, _WRAPPERS.sub("", name)}:
         if entry.startswith(_REGEX):
             if re.fullmatch(entry.removeprefix(_REGEX), candidate):
                 return True

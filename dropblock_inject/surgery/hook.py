@@ -38,6 +38,10 @@ class Hook(ABC):
         self.planned_module = name
         self.handle = self._register_on(module)
 
+    def is_on(self, module: nn.Module) -> bool:
+        """Whether the hook is on a module."""
+        return any(self is hook for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))
+
     @abstractmethod
     def _register_on(self, module: nn.Module) -> RemovableHandle: ...
 

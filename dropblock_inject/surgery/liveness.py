@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from .owner_hook import WRAPPED_AS
 from .place import InjectedDropBlock, Injection
 from .site import Site
 from .splice import FoundHook, find_hooks
-
-# Children by which torch's own wrappers hold the module that they wrap: checkpoint_wrapper, torch.compile, FSDP.
-_WRAPPED_AS = frozenset(("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module"))
 
 
 @dataclass
@@ -105,7 +103,7 @@ class _Names:
         self._names: dict[int, list[str]] = defaultdict(list)
         self._modules = dict(model.named_modules(remove_duplicate=False))
         for name, module in self._modules.items():
-            self._names[id(module)].append(".".join(part for part in name.split(".") if part not in _WRAPPED_AS))
+            self._names[id(module)].append(".".join(part for part in name.split(".") if part not in WRAPPED_AS))
 
     def of(self, module: nn.Module | None) -> list[str]:
         return self._names.get(id(module), [])

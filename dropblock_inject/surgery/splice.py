@@ -15,9 +15,9 @@ from torch import nn
 
 from ..ops.functional import BlockSize
 from ..ops.layer import DropBlock
-from .graph_hook import ShowInGraph
 from .hook import Hook
 from .mask_hooks import MaskArgument, MaskOutput
+from .owner_hook import OwnerHook
 from .place import InjectedDropBlock, Injection, Place
 from .site import Site
 
@@ -43,11 +43,13 @@ def _splice_one(
     drop.train(owner.training)
     owner.add_module(site.splice.attribute, drop)
     place = Place(site, injection, owner)
+    hooks = []
     for planned in site.splice.hooks:
-        planned.kind(place, *planned.arguments).register(planned.module, model.get_submodule(planned.module))
-    host = site.splice.hooks[0].module
-    if host != site.splice.owner:
-        ShowInGraph(place, model.get_submodule(host)).register(site.splice.owner, owner)
+        hooks.append(planned.kind(place, *planned.arguments))
+        hooks[-1].register(planned.module, model.get_submodule(planned.module))
+    watching = OwnerHook(place, hooks)
+    if watching.hooks:
+        watching.register(site.splice.owner, owner)
 
 
 def unsplice(model: nn.Module) -> int:

@@ -112,7 +112,7 @@ def check_dropblock(model: nn.Module) -> None:
     >>> check_dropblock(model)
     >>> check_dropblock(SyncBatchNorm.convert_sync_batchnorm(model))
     Traceback (most recent call last):
-    dropblock_inject.errors.DeadSiteError: 8 of 12 injected DropBlocks no longer take part in the forward pass as planned:
+    dropblock_inject.errors.DeadSiteError: 8 of 12 injected DropBlocks no longer take part in the forward pass:
     ...
     """
     sites = injected(model)
@@ -122,8 +122,8 @@ def check_dropblock(model: nn.Module) -> None:
     if faults:
         lines = "\n".join(f"  {line}" for line in faults)
         raise DeadSiteError(
-            f"{len(faults)} of {len(sites) + len(missing)} injected DropBlocks no longer take part in the forward pass "
-            f"as planned:\n{lines}\n"
+            f"{len(faults)} of {len(sites) + len(missing)} injected DropBlocks no longer take part in the forward "
+            f"pass:\n{lines}\n"
             "A module was replaced, wrapped, fused or shared after the injection (SyncBatchNorm, adapters, "
             "quantization, a new stage?). Call remove_dropblock(model), then inject_dropblock(model, ...) again, after "
             "that change"
