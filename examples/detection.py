@@ -110,7 +110,8 @@ def main(argv: list[str] | None = None) -> None:
 
     size = args.image_size
     if args.dataset == "voc":
-        parts = open_parts("voc", args.root, args.download, lambda part: Voc(args.root, args.download, train=part == 0))
+        download = args.download
+        parts = open_parts("voc", args.root, download, lambda part: Voc(args.root, download, train=part == 0))
     else:
         parts = Scenes(300, size, train=True), Scenes(75, size, train=False)
     classes = VOC_CLASSES if args.dataset == "voc" else CLASSES

@@ -60,7 +60,8 @@ def make_arguments() -> argparse.ArgumentParser:
     parser = make_parser(__file__, __doc__)
     parser.add_argument("--strategy", choices=["ddp", "fsdp"], default="ddp", help="(%(default)s)")
     parser.add_argument("--sync-bn", action="store_true", help="normalise over the batches of all processes; on GPUs")
-    add_options(parser, "pretrained", "data_dir", "image_size", "max_samples", model="tf_efficientnet_lite0")
+    add_options(parser, model="tf_efficientnet_lite0")
+    add_options(parser, "pretrained", "data_dir", "image_size", "max_samples")
     add_options(parser, "stages", "keep_prob", "block_size", "seed", epochs=3, batch_size=21, lr=1e-3)
     parser.add_argument(
         "--save-every", type=whole_number(1), default=10, metavar="N", help="steps between checkpoints (%(default)s)"

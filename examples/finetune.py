@@ -47,7 +47,8 @@ from lib.training import Training, finite
 def make_arguments() -> argparse.ArgumentParser:
     parser = make_parser(__file__, __doc__)
     group = parser.add_argument_group("model")
-    add_options(group, "pretrained", "checkpoint", model="tf_efficientnet_lite0")
+    add_options(group, model="tf_efficientnet_lite0")
+    add_options(group, "pretrained", "checkpoint")
     group = parser.add_argument_group("data")
     add_options(group, "dataset", "root", "download", "data_dir", "image_size", "max_samples")
     group = parser.add_argument_group("DropBlock")

@@ -91,9 +91,8 @@ def main(argv: list[str] | None = None) -> None:
 
     size = args.image_size
     if args.dataset == "pets":
-        parts = open_parts(
-            "pets", args.root, args.download, lambda part: Pets(args.root, size, args.download, train=part == 0)
-        )
+        download = args.download
+        parts = open_parts("pets", args.root, download, lambda part: Pets(args.root, size, download, train=part == 0))
     else:
         parts = Scenes(400, size, train=True), Scenes(100, size, train=False)
     classes = 3 if args.dataset == "pets" else len(CLASSES) + 1

@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -30,6 +29,7 @@ from dropblock_inject.integrations.lightning import DropBlockCallback
 from lib.checkpoint import write_file
 from lib.command_line import add_options, errors_in_a_sentence, make_parser
 from lib.data import Data, load_data, make_datasets
+from lib.models import build_model
 from lib.training import random_state, set_random_state
 
 
@@ -38,7 +38,7 @@ class Classifier(LightningModule):
 
     def __init__(self, model: str, classes: int, lr: float, pretrained: bool = False) -> None:
         super().__init__()
-        self.model = timm.create_model(model, num_classes=classes, pretrained=pretrained)
+        self.model = build_model(model, classes, pretrained=pretrained)
         self.lr = lr
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
@@ -83,8 +83,8 @@ class RandomNumbers(Callback):
 @errors_in_a_sentence
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
-    add_options(parser, "pretrained", model="resnet18")
-    add_options(parser, "dataset", "root", "download", "data_dir", "max_samples", image_size=64)
+    add_options(parser, model="resnet18")
+    add_options(parser, "pretrained", "dataset", "root", "download", "data_dir", "max_samples", image_size=64)
     add_options(parser, "stages", "keep_prob", "block_size", "seed", epochs=3, batch_size=32, lr=1e-3)
     parser.add_argument("--resume", metavar="FILE", help="go on from a checkpoint of Lightning")
     parser.add_argument(

@@ -52,7 +52,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "root": {"default": "data", "metavar": "DIR", "help": "the folder of torchvision's datasets"},
     "download": {**_FLAG, "help": "download the dataset to --root"},
     "data_dir": {"metavar": "DIR", "help": "your own images instead: train/CLASS/*.jpg and val/CLASS/*.jpg"},
-    "image_size": {"type": whole_number(1, 10_000), "metavar": "N", "help": "height and width of an image in pixels"},
+    "image_size": {
+        "type": whole_number(1, 10_000),
+        "metavar": "N",
+        "help": "height and width of an image in pixels",
+        "unset": "what the network expects; 96 for the digits",  # shown where there is no default
+    },
     "max_samples": {"type": whole_number(1), "metavar": "N", "help": "use at most N images of each part, to try it"},
     "stages": {
         "type": int,
@@ -107,10 +112,10 @@ def add_options(parser: argparse._ActionsContainer, *names: str, **defaults: Any
     """
     for name in (*names, *defaults):
         option = {**_OPTIONS[name], **({"default": defaults[name]} if name in defaults else {})}
-        default = option.get("default")
+        unset = option.pop("unset", None)
+        default = option.get("default", unset)
         if default is not None:
-            shown = " ".join(map(str, default)) if isinstance(default, list) else default
-            option["help"] += f" ({shown})"
+            option["help"] += f" ({' '.join(map(str, default)) if isinstance(default, list) else default})"
         parser.add_argument("--" + name.replace("_", "-"), **option)
 
 
