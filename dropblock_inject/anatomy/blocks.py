@@ -14,8 +14,8 @@ from .conv_norm_act import ConvNormAct, find_units
 from .feature_maps import FeatureMap, Geometry
 from .residual_adds import Residual, find_residuals
 
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_PLAIN = (nn.Sequential, nn.ModuleList)  # and nothing derived from them
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_SEQUENCES = (nn.Sequential, nn.ModuleList)  # not the classes derived from them, which are units more often than not
 
 
 @dataclass(eq=False)
@@ -23,12 +23,12 @@ class Block:
     """A residual block, or a module of convolution units without a shortcut, or a single such unit.
 
     Attributes:
-        name: dotted name of its module; where there is none around it, of its first convolution.
-        scope: the call in which its parts are to be found: its own, or the model's where there is none around it.
+        name: dotted name of its module; without a module around it, of its first convolution.
+        scope: the call that contains its parts: the call of its module, or without a module around it of the model.
         residuals: its residual adds, in order; empty if it has no shortcut.
-        units: its convolution units on feature maps, those of a projected shortcut left out.
-        output: what it puts out; the key is its place in a tuple, else None.
-        map: the feature map it puts out.
+        units: its convolution units on feature maps, without those of a projected shortcut.
+        output: the tensor that it puts out; the key is its place in a tuple, else None.
+        map: the feature map that it puts out.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Block:
 
     @property
     def place(self) -> tuple[int, int]:
-        """By which blocks are put in the order of execution."""
+        """The key that sorts blocks in the order of execution."""
         return self.scope.first, self.units[0].op.index if self.units else 0
 
 
@@ -53,9 +53,9 @@ class Blocks:
     """The blocks of a network, each list in the order of execution; no unit is in two of them.
 
     Attributes:
-        residual: those with a shortcut.
+        residual: blocks with a shortcut.
         composite: modules of several convolution units without a shortcut.
-        single: the convolution units that are left.
+        single: the other convolution units, each a block.
     """
 
     residual: list[Block]
@@ -68,162 +68,177 @@ class Blocks:
 
 
 def find_blocks(trace: Trace, geometry: Geometry) -> Blocks:
-    """All blocks of a trace; of a module that is called several times the first call."""
+    """All blocks of a trace. The first call of a module that is called several times is its block."""
     units = find_units(trace, geometry)
     residual = _residual_blocks(trace, geometry, units)
-    scopes = {block.scope for block in residual if block.scope.parent is not None}
-    used = {unit for block in residual for unit in block.units}
-    first_calls: dict[str, Call] = {}
-    for call in trace.calls:
-        first_calls.setdefault(call.name, call)
-    free = [
-        unit
-        for unit in units
-        if unit not in used
-        and scopes.isdisjoint(enclosing_calls(unit.op.call))
-        and all(call is first_calls[call.name] for call in enclosing_calls(unit.op.call))
-    ]
-    composite, single = _composites(trace, geometry, free, [block.scope for block in residual])
-    return Blocks(residual, composite, [_single_unit_block(trace, geometry, unit) for unit in single])
-
-
-def enclosing_sequences(name: str, trace: Trace) -> list[str]:
-    """The names of the plain containers, one in the other, that a module is an entry of; not the model itself."""
-    rows = []
-    while (name := name.rpartition(".")[0]) and type(trace.modules[name]) in _PLAIN:
-        rows.append(name)
-    return rows
-
-
-def sequences_of_blocks(scopes: list[Call], trace: Trace) -> set[str]:
-    """The names of the plain containers, the model itself left out, that have residual blocks in several entries."""
-    entries: dict[str, set[str]] = defaultdict(set)
-    for scope in scopes:
-        name = scope.name
-        while row := name.rpartition(".")[0]:
-            entries[row].add(name)
-            name = row
-    return {row for row in entries if len(entries[row]) > 1 and type(trace.modules[row]) in _PLAIN}
+    free = _units_outside(residual, units, trace)
+    composite = _composite_blocks(trace, geometry, free, residual)
+    used = {unit for block in composite for unit in block.units}
+    return Blocks(residual, composite, [_single_block(trace, geometry, unit) for unit in free if unit not in used])
 
 
 def enclosing_calls(call: Call | None) -> Iterator[Call]:
-    """A call and those around it, from the inside out."""
+    """A call and the calls around it, from the inside out."""
     while call is not None:
         yield call
         call = call.parent
 
 
+def enclosing_sequences(name: str, trace: Trace) -> list[str]:
+    """The names of the sequences around a module, from the inside out, up to the first module of another kind."""
+    sequences = []
+    while (name := name.rpartition(".")[0]) and type(trace.modules[name]) in _SEQUENCES:
+        sequences.append(name)
+    return sequences
+
+
+def sequences_of_blocks(scopes: list[Call], trace: Trace) -> set[str]:
+    """The names of the sequences, the model itself left out, with residual blocks in several entries."""
+    entries: dict[str, set[str]] = defaultdict(set)
+    for scope in scopes:
+        name = scope.name
+        while sequence := name.rpartition(".")[0]:
+            entries[sequence].add(name)
+            name = sequence
+    return {name for name in entries if len(entries[name]) > 1 and type(trace.modules[name]) in _SEQUENCES}
+
+
 def _residual_blocks(trace: Trace, geometry: Geometry, units: list[ConvNormAct]) -> list[Block]:
-    groups = _by_block(find_residuals(trace, geometry))
-    level_of = {group[0].block: _level_of(group, geometry) for group in groups}
-    # A residual block at a lower resolution inside the branch of another block is part of how that one computes.
-    too_low = {
-        block
-        for block, level in level_of.items()
-        if any(level > level_of.get(call, level) for call in enclosing_calls(block))
-    }
-    groups = [group for group in groups if group[0].block not in too_low]
-    calls = [group[0].block for group in groups]
     blocks = []
-    for group in groups:
-        call = group[0].block
-        inner = [other for other in calls if call.encloses(other)]
-        branch = {op for residual in group for op in residual.branch_ops}
-        total = group[-1].add.outputs[0]
+    groups = _without_inner_levels(_by_block(find_residuals(trace, geometry, units), geometry), geometry)
+    scopes = [scope for scope, _ in groups]
+    for scope, residuals in groups:
+        inner = [other for other in scopes if scope.encloses(other)]
+        branch = {op for residual in residuals for op in residual.branch_ops}
+        total = residuals[-1].add.outputs[0]
         feature_map = geometry.map_of(total)
-        if feature_map is None:
-            continue
+        assert feature_map is not None  # both operands are maps
         own = [
             unit
             for unit in units
-            if _ops_of(unit) & branch
+            if not branch.isdisjoint((unit.op, unit.convolved.producer))
             and not any(other.contains(unit.op) for other in inner)
             and _is_on(geometry, unit, feature_map)
         ]
-        if call.parent is not None:
-            output = _map_output(call, geometry) or (None, total)
-            blocks.append(Block(call.name, call, group, own, output, feature_map))
+        if scope.parent is not None:
+            output = _map_output(scope, geometry) or (None, total)
+            blocks.append(Block(scope.name, scope, residuals, own, output, feature_map))
         elif own:
-            blocks.append(Block(own[0].op.call.name, call, group, own, (None, _activated(total)), feature_map))
+            output = None, _activated(total)
+            blocks.append(Block(own[0].op.call.name, scope, residuals, own, output, feature_map))
     return blocks
 
 
-def _level_of(group: list[Residual], geometry: Geometry) -> int:
-    feature_map = geometry.map_of(group[-1].add.outputs[0])
-    return feature_map.level if feature_map else 0
+def _by_block(residuals: list[Residual], geometry: Geometry) -> list[tuple[Call, list[Residual]]]:
+    """The scope and the residuals of each block.
 
-
-def _by_block(residuals: list[Residual]) -> list[list[Residual]]:
-    """The residuals of each block; those outside any block, in the code of the model itself, one by one."""
+    Residual adds on several levels in the code of one module, as in that of the model itself, are blocks one by one.
+    """
     groups: dict[str, list[Residual]] = {}
-    alone = []
     for residual in residuals:
-        if residual.block.parent is None:
-            alone.append([residual])
+        group = groups.setdefault(residual.block.name, [])
+        if not group or group[0].block is residual.block:
+            group.append(residual)
+    blocks = []
+    for group in groups.values():
+        scope = group[0].block
+        if scope.parent is None or len({_level(residual, geometry) for residual in group}) > 1:
+            while scope.parent is not None:
+                scope = scope.parent
+            blocks += [(scope, [residual]) for residual in group]
         else:
-            group = groups.setdefault(residual.block.name, [])
-            if not group or group[0].block is residual.block:
-                group.append(residual)
-    return [*groups.values(), *alone]
+            blocks.append((scope, group))
+    return blocks
+
+
+def _without_inner_levels(
+    groups: list[tuple[Call, list[Residual]]], geometry: Geometry
+) -> list[tuple[Call, list[Residual]]]:
+    """The blocks without those at a lower resolution inside the branch of another: they are part of how it computes."""
+    level_around: dict[Op, int] = {}
+    for _, residuals in groups:
+        for residual in residuals:
+            level = _level(residual, geometry)
+            level_around |= {op: min(level, level_around.get(op, level)) for op in residual.branch_ops}
+    return [
+        (scope, residuals)
+        for scope, residuals in groups
+        if level_around.get(residuals[-1].add, 99) >= _level(residuals[-1], geometry)
+    ]
+
+
+def _level(residual: Residual, geometry: Geometry) -> int:
+    feature_map = geometry.map_of(residual.skip)
+    assert feature_map is not None  # residuals are those of feature maps
+    return feature_map.level
 
 
 def _activated(value: Value) -> Value:
-    """What the activation behind a sum puts out; the sum itself if there is none."""
+    """The output of the activation behind a sum; the sum itself if there is none."""
     if len(value.readers) == 1 and value.readers[0].kind in NONLINEAR:
         return value.readers[0].outputs[0]
     return value
 
 
 def _is_on(geometry: Geometry, unit: ConvNormAct, feature_map: FeatureMap) -> bool:
-    """Whether a unit puts out a map as large as this one or as the one this was halved from; and not a smaller one."""
+    """Whether a unit puts out a map as large as this one, or as the map that this one was halved from."""
     own = geometry.map_of(unit.convolved)
     return own is not None and own.level in (feature_map.level, feature_map.level - 1)
 
 
-def _ops_of(unit: ConvNormAct) -> set[Op]:
-    return {unit.op, unit.convolved.producer or unit.op}
+def _units_outside(residual: list[Block], units: list[ConvNormAct], trace: Trace) -> list[ConvNormAct]:
+    """The units outside of residual blocks, without those of repeated calls."""
+    scopes = {block.scope for block in residual if block.scope.parent is not None}
+    used = {unit for block in residual for unit in block.units}
+    first_calls = {calls[0] for calls in trace.calls_of.values()}
+
+    def is_free(unit: ConvNormAct) -> bool:
+        enclosing = set(enclosing_calls(unit.op.call))
+        return unit not in used and scopes.isdisjoint(enclosing) and enclosing <= first_calls
+
+    return list(filter(is_free, units))
 
 
-def _composites(
-    trace: Trace, geometry: Geometry, units: list[ConvNormAct], residual: list[Call]
-) -> tuple[list[Block], list[ConvNormAct]]:
-    """Blocks made of the units under one module, and the units that are left single.
+def _composite_blocks(trace: Trace, geometry: Geometry, units: list[ConvNormAct], residual: list[Block]) -> list[Block]:
+    """The modules of several units.
 
-    That module is the innermost with several units that is no container; or a sequence that is an entry of a row of
-    blocks, and so a stage of its own.
+    The block of a unit is the innermost module that has several units, at most halves the map and is no container; a
+    sequence that is a stage among stages counts as well. Failing that, it is the innermost container with a forward of
+    its own, such as a dense layer derived from ``nn.Sequential``. No such module contains a residual block.
     """
-    root = trace.calls[0]
-    under: dict[Call, list[ConvNormAct]] = {}
+    units_in: dict[Call, list[ConvNormAct]] = defaultdict(list)
     for unit in units:
         for call in enclosing_calls(unit.op.call):
-            under.setdefault(call, []).append(unit)
-    around_residual = {call for scope in residual for call in enclosing_calls(scope.parent)}
-    rows = sequences_of_blocks(residual, trace)
+            units_in[call].append(unit)
+    around_residual = {call for block in residual for call in enclosing_calls(block.scope.parent)}
+    sequences = sequences_of_blocks([block.scope for block in residual], trace)
 
-    def output_of(call: Call) -> tuple[int | str | None, Value] | None:
-        if call is root or call in around_residual or len(under[call]) == 1:
-            return None
-        is_stage = type(call.module) is nn.Sequential and not rows.isdisjoint(enclosing_sequences(call.name, trace)[:1])
-        if isinstance(call.module, CONTAINERS) and not is_stage:
-            return None
-        return _map_output(call, geometry) if _at_most_halves(geometry, under[call]) else None
+    def is_stage(call: Call) -> bool:
+        return type(call.module) is nn.Sequential and call.name.rpartition(".")[0] in sequences
 
-    outputs = {call: output_of(call) for call in under}
-    groups: dict[Call, list[ConvNormAct]] = {}
-    single = []
+    outputs: dict[Call, tuple[int | str | None, Value]] = {}
+    for call, inside in units_in.items():
+        if len(inside) > 1 and call.parent is not None and call not in around_residual:
+            is_block = not _is_container(call.module) or is_stage(call)
+            if is_block and _at_most_halves(geometry, inside) and (output := _map_output(call, geometry)):
+                outputs[call] = output
+    grouped: dict[Call, list[ConvNormAct]] = defaultdict(list)
     for unit in units:
-        innermost = next((call for call in enclosing_calls(unit.op.call) if outputs[call]), None)
-        if innermost is None:
-            single.append(unit)
-        else:
-            groups.setdefault(innermost, []).append(unit)
+        modules = [call for call in enclosing_calls(unit.op.call) if call in outputs]
+        own = [call for call in modules if not isinstance(call.module, _CONTAINERS) or is_stage(call)]
+        for call in (own or modules)[:1]:
+            grouped[call].append(unit)
     blocks = []
-    for call, group in groups.items():
-        output = outputs[call]
-        feature_map = geometry.map_of(output[1]) if output else None
-        if output and feature_map:
-            blocks.append(Block(call.name, call, [], group, output, feature_map))
-    return blocks, single
+    for call, group in grouped.items():
+        feature_map = geometry.map_of(outputs[call][1])
+        assert feature_map is not None
+        blocks.append(Block(call.name, call, [], group, outputs[call], feature_map))
+    return blocks
+
+
+def _is_container(module: nn.Module) -> bool:
+    """Whether a module only calls its children one after the other."""
+    return isinstance(module, _CONTAINERS) and type(module).forward in [kind.forward for kind in _CONTAINERS]
 
 
 def _at_most_halves(geometry: Geometry, units: list[ConvNormAct]) -> bool:
@@ -233,13 +248,10 @@ def _at_most_halves(geometry: Geometry, units: list[ConvNormAct]) -> bool:
 
 
 def _map_output(call: Call, geometry: Geometry) -> tuple[int | str | None, Value] | None:
-    for key, value in call.outputs.items():
-        if geometry.map_of(value):
-            return key, value
-    return None
+    return next(((key, value) for key, value in call.outputs.items() if geometry.map_of(value)), None)
 
 
-def _single_unit_block(trace: Trace, geometry: Geometry, unit: ConvNormAct) -> Block:
+def _single_block(trace: Trace, geometry: Geometry, unit: ConvNormAct) -> Block:
     root = trace.calls[0]
     tail = unit.tail(root)
     feature_map = geometry.map_of(tail)

@@ -48,6 +48,11 @@ class ConvNormAct:
         activation = self._follow(inside).activation
         return activation is not None and activation.kind in GATES
 
+    def is_activated(self, inside: Call) -> bool:
+        """Whether it ends in an activation that is no gate."""
+        activation = self._follow(inside).activation
+        return activation is not None and activation.kind not in GATES
+
     def before_activation(self, inside: Call) -> Value | None:
         """What goes into the activation, if a mask and its scale may as well stand before it; else None."""
         tail, _, activation = self._follow(inside)
@@ -113,27 +118,12 @@ def find_units(trace: Trace, geometry: Geometry) -> list[ConvNormAct]:
             if feature_map and feature_map.channel_dim == -1 and call.last > call.first:
                 linear[call.first] = call.outputs[None]
     units = []
-    scores = _attention_scores(trace)
     for op in trace.ops:
-        if op.kind == "convolution" and geometry.map_of(op.outputs[0]) and op.inputs[0] not in scores:
+        if op.kind == "convolution" and geometry.map_of(op.outputs[0]):
             units.append(ConvNormAct(op, _put_out(op)))
         elif op.index in linear:
             units.append(ConvNormAct(op, linear[op.index]))
     return units
-
-
-def _attention_scores(trace: Trace) -> set[Value]:
-    """Tensors with a number for each pair of tokens, and an axis for the heads: of the shape of a map, but none."""
-    scores: set[Value] = set()
-    for op in trace.ops:
-        for value in op.outputs:
-            if len(value.shape) < 4 or value.shape[-1] != value.shape[-2]:
-                continue
-            made_of = op.inputs[0].producer if op.kind in RESHAPES else None
-            is_product = made_of is not None and made_of.kind in ("baddbmm", "bmm")
-            if is_product or (op.inputs[0].shape[-2:] == value.shape[-2:] and scores.issuperset(op.inputs)):
-                scores.add(value)
-    return scores
 
 
 def _put_out(op: Op) -> Value:

@@ -1,17 +1,20 @@
-"""Feature maps: which tensors are maps of the image, where their channels are, how far they are reduced."""
+"""Feature maps: which tensors are maps of the image, where their channels are, how far they are reduced.
+
+Maps are followed operation by operation from the image on: a convolution says where the channels are, a permutation
+moves them, strides reduce the map. Only where the shape is all that is left, behind windows and tokens, it decides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from math import log2, prod
+from typing import NamedTuple
 
-from ..tracing.operations import MOVES, RESAMPLES, RESIZES
-from ..tracing.trace import Trace, Value, ancestors, first_convolution
+from ..tracing.operations import MOVES, POOLS, RESAMPLES, RESIZES
+from ..tracing.trace import Op, Trace, Value, ancestors, first_convolution
 
-# In pixels: 106 pixels give maps of 4, and each convolution without padding takes some more.
-_SIZE_TOLERANCE = 2
+_SIZE_TOLERANCE = 2  # pixels that convolutions without padding may take from an axis
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,11 @@ class FeatureMap:
     """Shape of a feature map.
 
     Attributes:
-        channels: how many.
+        channels: number of channels.
         size: spatial size, in pixels.
         channel_dim: axis of the channels: 1 or -1.
-        log_reduction: log2 of how far the image is reduced; of strides that are no powers of two no whole number.
+        log_reduction: log2 of the reduction of the image, along the axis that is reduced most; a whole number if all
+            strides are powers of two. Of a video height and width count.
     """
 
     channels: int
@@ -32,22 +36,35 @@ class FeatureMap:
 
     @property
     def level(self) -> int:
-        """How often the image is halved, about."""
+        """The number of times that the image is halved, rounded."""
         return round(self.log_reduction)
+
+
+class _Layout(NamedTuple):
+    """The axis of the channels, and log2 of the reduction along height and width."""
+
+    channel_dim: int
+    reductions: tuple[float, ...]
+
+    def size(self, value: Value) -> tuple[int, ...]:
+        return value.shape[2:] if self.channel_dim == 1 else value.shape[1:-1]
+
+    def reduced(self, steps: Iterable[float], channel_dim: int | None = None) -> _Layout:
+        """The layout of a map that is halved this often along height and width."""
+        reductions = tuple(before + step for before, step in zip(self.reductions, steps, strict=True))
+        return _Layout(channel_dim or self.channel_dim, reductions)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The image that a trace started from: everything else is measured against it.
+    """The feature maps of a trace, measured against the image that it started from.
 
     Attributes:
-        image_size: its spatial size, in pixels.
-        batches: how many images there are at a time; what has another number is no map but its windows, say.
+        image_size: spatial size of the image, in pixels.
     """
 
     image_size: tuple[int, ...]
-    batches: frozenset[int]
-    _seen: dict[Value, float] = field(default_factory=dict, repr=False, compare=False)
+    _layouts: dict[Value, _Layout] = field(repr=False)
 
     @classmethod
     def of(cls, trace: Trace) -> Geometry | None:
@@ -56,103 +73,137 @@ class Geometry:
         if convolution is None:
             return None
         first = convolution.inputs[0]
-        # What the model was given if it is an image of that rank: a stem may fold pixels into channels first. Else, or
-        # if the image is resized first, what the first convolution reads: detectors do that with lists of images.
-        images = [] if _is_resized(first) else [v.shape for v in trace.inputs if len(v.shape) == len(first.shape)]
-        image = max(images, key=lambda shape: prod(shape[2:]), default=first.shape)
-        return cls(tuple(image[2:]), frozenset((first.shape[0], image[0])))
+        # The image is an argument of the model if one has the right rank: a stem may fold pixels into channels. Else,
+        # or if the image is resized first, it is the input of the first convolution: detectors resize lists of images.
+        images = [] if _is_resized(first) else [v for v in trace.inputs if len(v.shape) == len(first.shape)]
+        image = max(images, key=lambda value: prod(value.shape[2:]), default=first)
+        return cls(image.shape[2:], _Layouts(image, first).of(trace, images))
 
     def map_of(self, value: Value) -> FeatureMap | None:
-        """The feature map that a tensor is; None if it is none, or of a single pixel, or of one channel: a gate."""
-        layout = self._layout(value)
-        if layout is None or value.shape[layout[0]] == 1:
+        """The feature map that a tensor is; None if it is not one, has one pixel, or one channel (a gate)."""
+        layout = self._layouts.get(value)
+        if layout is None or value.shape[layout.channel_dim] == 1 or prod(layout.size(value)) == 1:
             return None
-        channel_dim, size = layout
-        return FeatureMap(value.shape[channel_dim], size, channel_dim, max(0.0, self._log_reduction(value)))
+        return FeatureMap(
+            value.shape[layout.channel_dim], layout.size(value), layout.channel_dim, max(0.0, *layout.reductions)
+        )
 
-    def _layout(self, value: Value) -> tuple[int, tuple[int, ...]] | None:
-        """The axis of the channels and the spatial size."""
-        shape = value.shape
-        if len(shape) != len(self.image_size) + 2 or shape[0] not in self.batches:
+
+class _Layouts:
+    """Finds the layout of every feature map of a trace."""
+
+    def __init__(self, image: Value, first: Value) -> None:
+        self._image, self._first = image, first
+        self._batches = {image.shape[0], first.shape[0]}  # windows of a map have another number
+        self._layouts: dict[Value, _Layout] = {}
+        self._origins: dict[Value, Value] = {}  # of a tensor that is no map: the last map it was computed from
+
+    def of(self, trace: Trace, images: list[Value]) -> dict[Value, _Layout]:
+        for value in (*images, *([self._first] if self._first.producer is None else [])):
+            self._start_at(value)
+        for op in trace.ops:
+            for output in op.outputs:
+                self._add(op, output)
+        return self._layouts
+
+    def _add(self, op: Op, output: Value) -> None:
+        origins = [origin for origin in map(self._origin, op.inputs) if origin is not None]
+        origin = max(origins, key=lambda value: prod(self._layouts[value].size(value)), default=None)
+        if len(output.shape) == len(self._image.shape) and output.shape[0] in self._batches and origin is not None:
+            layout = self._followed(op, output) or self._guessed(origin, output)
+            if layout is not None:
+                self._layouts[output] = layout
+                return
+        if output is self._first:
+            self._start_at(output)
+        elif origin is not None:
+            self._origins[output] = origin
+
+    def _start_at(self, value: Value) -> None:
+        self._layouts[value] = _Layout(1, _halvings(self._image.shape[2:], value.shape[2:]))
+
+    def _origin(self, value: Value) -> Value | None:
+        return value if value in self._layouts else self._origins.get(value)
+
+    def _followed(self, op: Op, output: Value) -> _Layout | None:
+        """The layout of what an operation makes of a map, if the operation tells."""
+        maps = [value for value in op.inputs if value in self._layouts and len(value.shape) == len(output.shape)]
+        if not maps:
             return None
-        fitting = [
-            (channel_dim, tuple(size))
-            for channel_dim, size in ((1, shape[2:]), (-1, shape[1:-1]))
-            if prod(size) > 1 and self._keeps_aspect(size)
-        ]
-        if len(fitting) == 2 and _channel_axis(value) == len(shape) - 1:
-            return fitting[1]
-        return fitting[0] if fitting else None
-
-    def _keeps_aspect(self, size: tuple[int, ...]) -> bool:
-        if len(size) == 1:
-            return True
-        (short, of_short), (long, of_long) = sorted(zip(self.image_size[-2:], size[-2:], strict=True))
-        return abs(of_short - of_long * short / long) <= _SIZE_TOLERANCE
-
-    def _log_reduction(self, value: Value) -> float:
-        """log2 of the reduction: step by step along the way from the image, so that missing padding adds up to nothing.
-
-        Where that way is lost, in windows or tokens, by the ratio of the sizes.
-        """
-        way = [value]
-        while way[-1] not in self._seen:
-            before = self._map_before(way[-1])
-            if before is None:
-                self._seen[way[-1]] = self._halvings(self.image_size, way[-1])
-                break
-            way.append(before)
-        for before, after in pairwise(reversed(way)):
-            self._seen[after] = self._seen[before] + self._step(before, after)
-        return self._seen[value]
-
-    def _map_before(self, value: Value) -> Value | None:
-        """The map that this one was made of, if the operation says how their resolutions are related."""
-        op = value.producer
-        if op is None:
-            return None
-        maps = [v for v in op.inputs if self._layout(v)]
+        source = maps[0]
+        layout = self._layouts[source]
+        if op.kind in MOVES:
+            return _moved(op, layout, len(output.shape))
+        if op.strides is not None:
+            before, after = source.shape[2:], output.shape[2:]
+            if op.kind in POOLS and any(old > 2 and new == 1 for old, new in zip(before, after, strict=True)):
+                return None  # a mean of all of an axis
+            steps = list(map(log2, op.strides[-2:]))
+            return layout.reduced(steps if len(steps) > 1 else steps * len(layout.reductions), channel_dim=1)
         # Of what is added or concatenated the oldest: a shortcut is a surer way back than the branch beside it.
-        same = [v for v in maps if self._size(v) == self._size(value)]
+        same = [value for value in maps if self._layouts[value].size(value) == self._layouts[value].size(output)]
         if same:
-            return min(same, key=lambda v: v.producer.index if v.producer is not None else -1)
-        return maps[0] if maps and (op.strides is not None or op.kind in RESIZES) else None
+            return self._layouts[min(same, key=lambda v: v.producer.index if v.producer is not None else -1)]
+        before, after = layout.size(source), layout.size(output)
+        return layout.reduced(_halvings(before, after)) if op.kind in RESIZES and _fits(before, after) else None
 
-    def _step(self, before: Value, after: Value) -> float:
-        strides = after.producer.strides if after.producer is not None else None
-        if strides is not None:
-            return _mean(map(log2, strides[-2:]))
-        return self._halvings(self._size(before), after)
+    def _guessed(self, origin: Value, output: Value) -> _Layout | None:
+        """The layout that the shape tells, from the last map on the way."""
+        layout = self._layouts[origin]
+        size = layout.size(origin)
+        choices = [choice for dim in (1, -1) if _fits(size, (choice := layout._replace(channel_dim=dim)).size(output))]
+        if len(size) > 1:
+            choices = [choice for choice in choices if choice.size(output) == size] or choices
+        if not choices:
+            return None
+        chosen = choices[-1] if _channel_axis(output) == len(output.shape) - 1 else choices[0]
+        halvings = _halvings(size, chosen.size(output))
+        # A larger one is no map unless pixels are made of channels: attention scores have a number per pair of tokens.
+        is_larger = min(halvings) < 0 and prod(output.shape) != prod(origin.shape)
+        return None if is_larger else chosen.reduced(halvings)
 
-    def _size(self, value: Value) -> tuple[int, ...]:
-        layout = self._layout(value)
-        assert layout is not None
-        return layout[1]
 
-    def _halvings(self, size: tuple[int, ...], value: Value) -> int:
-        """How often a map of this size must be halved to give the one that `value` is."""
-        return round(_mean(map(log2, _ratios(size, self._size(value)))))
+def _moved(op: Op, layout: _Layout, rank: int) -> _Layout | None:
+    """The layout behind a permutation or transposition; None if the channels are then between other axes."""
+    order = _order(op, rank)
+    axis = order.index(layout.channel_dim % rank)
+    if order[0] != 0 or axis not in (1, rank - 1):
+        return None
+    spatial = [old for old in order[1:] if old != layout.channel_dim % rank]
+    reductions = layout.reductions
+    if len(reductions) == 2 and spatial[-2] > spatial[-1]:
+        reductions = reductions[::-1]
+    return _Layout(1 if axis == 1 else -1, reductions)
+
+
+def _fits(size: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether a map of one size may be a map of another size at another resolution."""
+    if prod(other) <= 1:
+        return False
+    if len(size) == 1:
+        return True
+    (short, of_short), (long, of_long) = sorted(zip(size[-2:], other[-2:], strict=True))
+    return abs(of_short - of_long * short / long) <= _SIZE_TOLERANCE
+
+
+def _halvings(before: Sequence[int], after: Sequence[int]) -> tuple[float, ...]:
+    """How often height and width of one size must be halved to give those of another."""
+    return tuple(float(round(log2(old / max(new, 1)))) for old, new in zip(before[-2:], after[-2:], strict=True))
 
 
 def _is_resized(value: Value) -> bool:
-    """Whether it was made from what the model was given by resampling."""
+    """Whether a tensor was made by resampling an argument of the model."""
     return any(v.producer is not None and v.producer.kind in RESAMPLES for v in ancestors([value]))
 
 
 def _channel_axis(value: Value) -> int:
-    """Where the channels of a tensor are: behind the batch, unless they were moved there on the way to it."""
+    """The axis of the channels of a tensor: behind the batch, unless they were moved on the way to it."""
     rank = len(value.shape)
     moves: list[list[int]] = []
     while value.producer is not None and value.producer.kind != "convolution":
         op = value.producer
         if len(op.inputs[0].shape) == rank and op.kind in MOVES:
-            order = list(range(rank))
-            if op.kind == "permute":
-                order = [axis % rank for axis in op.arguments[1]]
-            else:
-                first, second = (axis % rank for axis in op.arguments[1:3])
-                order[first], order[second] = order[second], order[first]
-            moves.append(order)
+            moves.append(_order(op, rank))
         value = op.inputs[0]
     axis = 1
     for order in reversed(moves):
@@ -160,11 +211,11 @@ def _channel_axis(value: Value) -> int:
     return axis
 
 
-def _mean(numbers: Iterable[float]) -> float:
-    listed = list(numbers)
-    return sum(listed) / len(listed)
-
-
-def _ratios(image: tuple[int, ...], size: tuple[int, ...]) -> list[float]:
-    # Of video only height and width: time is reduced on its own.
-    return [before / max(after, 1) for before, after in zip(image[-2:], size[-2:], strict=True)]
+def _order(op: Op, rank: int) -> list[int]:
+    """The axes of the input in the order in which a permutation or transposition puts them out."""
+    order = list(range(rank))
+    if op.kind == "permute":
+        return [axis % rank for axis in op.arguments[1]]
+    first, second = (axis % rank for axis in op.arguments[1:3])
+    order[first], order[second] = order[second], order[first]
+    return order

@@ -1,4 +1,4 @@
-"""Residual adds: where a branch and its shortcut are added."""
+"""Residual adds: the additions that join a branch and its shortcut."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..tracing.operations import NONLINEAR, SAME_VALUES, SLICES, WEIGHTED
 from ..tracing.trace import Call, Op, Trace, Value, ancestors
+from .conv_norm_act import ConvNormAct
 from .feature_maps import Geometry
 
 _MAX_SHORTCUT_LAYERS = 2
@@ -17,11 +18,11 @@ class Residual:
     """``y = F(x) + S(x)``, recognised by its data flow; the names of modules play no part.
 
     Attributes:
-        block: the innermost module call around the addition and the weights of the branch.
-        call: the innermost one around the addition and the whole way from x to it. It is the same but where a block is
-            given its shortcut, or a module is given what it is to add.
+        block: the innermost module call that contains the addition and the weights of the branch.
+        call: the innermost module call that contains the addition and everything between x and it. This is a call
+            further out than `block` where a block is given its shortcut, or a module is given both operands.
         add: the addition.
-        skip, branch: what it adds: S(x) and F(x).
+        skip, branch: its operands S(x) and F(x).
         branch_ops: the operations of F, in order.
     """
 
@@ -33,13 +34,20 @@ class Residual:
     branch_ops: list[Op] = field(repr=False)
 
 
-def find_residuals(trace: Trace, geometry: Geometry) -> list[Residual]:
-    """The residual adds of feature maps in a trace, in the order of execution."""
+def find_residuals(trace: Trace, geometry: Geometry, units: list[ConvNormAct]) -> list[Residual]:
+    """The residual adds of feature maps in a trace, in the order of execution.
+
+    Long skips of decoders and top-down sums of pyramids are none of them.
+    """
+    level_of_activated = {
+        unit.op: feature_map.level
+        for unit in units
+        if unit.is_activated(trace.calls[0]) and (feature_map := geometry.map_of(unit.convolved))
+    }
     found = [
         residual
         for residual in _residual_adds(trace)
-        if geometry.map_of(residual.skip)
-        and (residual.call is residual.add.call or not _goes_lower(residual, geometry))
+        if geometry.map_of(residual.skip) and not _is_long_skip(residual, geometry, level_of_activated)
     ]
     for residual in found:
         _add_further_branches(residual)
@@ -47,7 +55,7 @@ def find_residuals(trace: Trace, geometry: Geometry) -> list[Residual]:
 
 
 def count_residuals(trace: Trace) -> int:
-    """How many residual adds there are, be they of feature maps, of tokens or of anything else."""
+    """The number of residual adds, whether of feature maps, of tokens or of other tensors."""
     return sum(1 for _ in _residual_adds(trace))
 
 
@@ -62,44 +70,65 @@ def _residual_adds(trace: Trace) -> Iterator[Residual]:
 
 
 def _residual(add: Op, left: Value, right: Value) -> Residual | None:
-    """The residual that a sum is, as seen from the calls around it; None if it is not one."""
+    """The residual add that an addition is, looked for in its call and then further out; None if it is not one."""
     call: Call | None = add.call
     while call is not None:
         residual = _within(call, add, left, right) or _within(call, add, right, left)
-        arguments = call.arguments.values()
-        if residual or not (original(left, call) in arguments or original(right, call) in arguments):
+        if residual or not (_comes_from_outside(left, call) or _comes_from_outside(right, call)):
             return residual
-        call = call.parent  # the module is given what it adds: the fork is further out
+        call = call.parent
     return None
 
 
+def _comes_from_outside(value: Value, call: Call) -> bool:
+    """Whether a call is given a value, as an argument or in a list, so that x may be outside of the call."""
+    producer = original(value, call).producer
+    return producer is None or not call.contains(producer)
+
+
 def _within(call: Call, add: Op, skip: Value, branch: Value) -> Residual | None:
-    """The residual that a sum is within a call if `skip` is its shortcut."""
-    behind_branch = ancestors([branch], call)
-    behind_skip = ancestors([skip], call)
+    """The residual add that an addition is within a call if `skip` is its shortcut; None if it is not one."""
+    behind_skip, behind_branch = ancestors([skip], call), ancestors([branch], call)
     shared = behind_skip & behind_branch
     skip_ops, branch_ops = _producers(behind_skip - shared, call), _producers(behind_branch - shared, call)
-    if not shared or not any(op.kind in NONLINEAR for op in branch_ops):
+    is_shortcut = original(skip, call) in shared or _is_projection(skip_ops)
+    is_branch = any(op.kind in NONLINEAR for op in branch_ops)
+    if not (shared and is_shortcut and is_branch) or _is_sum_of_slices(skip_ops, branch_ops, shared):
         return None
-    if any(_takes_some_channels(op) for op in skip_ops) and any(
+    return Residual(_block_around(add, branch_ops), call, add, skip, branch, branch_ops)
+
+
+def _is_projection(skip_ops: list[Op]) -> bool:
+    """Whether these are the operations of a projected shortcut: few layers, an activation only before a single one."""
+    layers = [op for op in skip_ops if op.kind in WEIGHTED]
+    activations = [op for op in skip_ops if op.kind in NONLINEAR]
+    is_preactivated = len(activations) == len(layers) == 1 and activations[0].index < layers[0].index
+    return len(layers) <= _MAX_SHORTCUT_LAYERS and (not activations or is_preactivated)
+
+
+def _is_sum_of_slices(skip_ops: list[Op], branch_ops: list[Op], shared: set[Value]) -> bool:
+    """Whether both operands are made of slices of one tensor, as in Res2Net."""
+    return any(_takes_some_channels(op) for op in skip_ops) and any(
         _takes_some_channels(op) and shared.issuperset(op.inputs) for op in branch_ops
-    ):
-        return None  # a sum of slices of the same tensor (Res2Net), not a shortcut
-    weights = [op for op in skip_ops if op.kind in WEIGHTED]
-    nonlinear = [op for op in skip_ops if op.kind in NONLINEAR]
-    preactivated = len(nonlinear) == len(weights) == 1 and nonlinear[0].index < weights[0].index
-    is_identity = original(skip, call) in shared
-    if not is_identity and (len(weights) > _MAX_SHORTCUT_LAYERS or (nonlinear and not preactivated)):
-        return None
+    )
+
+
+def _takes_some_channels(op: Op) -> bool:
+    return op.kind in SLICES and op.outputs[0].shape[1:2] != op.inputs[0].shape[1:2]
+
+
+def _block_around(add: Op, branch_ops: list[Op]) -> Call:
+    """The innermost call that contains an addition and the weights of its branch."""
+    weights = [op for op in branch_ops if op.kind in WEIGHTED]
     block = add.call
-    while not all(block.contains(op) for op in branch_ops if op.kind in WEIGHTED):
-        assert block.parent is not None  # the call itself contains them all
+    while not all(block.contains(op) for op in weights):
+        assert block.parent is not None  # the model contains them all
         block = block.parent
-    return Residual(block, call, add, skip, branch, branch_ops)
+    return block
 
 
 def _add_further_branches(residual: Residual) -> None:
-    """In x + F(x) + G(x) the second sum is of another branch of the same shortcut."""
+    """Extends the branch of x + F(x) + G(x), where the second addition joins another branch of the same shortcut."""
     total = residual.add.outputs[0]
     while len(total.readers) == 1 and total.readers[0].kind == "add" and total.readers[0].call is residual.call:
         add = total.readers[0]
@@ -110,15 +139,24 @@ def _add_further_branches(residual: Residual) -> None:
         total = add.outputs[0]
 
 
-def _goes_lower(residual: Residual, geometry: Geometry) -> bool:
-    """Whether the branch passes through maps of lower resolution, as decoders and top-down sums do."""
+def _is_long_skip(residual: Residual, geometry: Geometry, level_of_activated: dict[Op, int]) -> bool:
+    """Whether the branch is a part of the network of its own at a lower resolution: an encoder with its decoder.
+
+    It is if it has activated convolutions there. A branch with only attention or a gate at a lower resolution is that
+    of a block, if the module that adds also has the shortcut.
+    """
     total = geometry.map_of(residual.skip)
+    assert total is not None
+    if any(level_of_activated.get(op, 0) > total.level for op in residual.branch_ops):
+        return True
+    if residual.call is residual.add.call:
+        return False
     outputs = [geometry.map_of(value) for op in residual.branch_ops for value in op.outputs]
-    return any(total and feature_map and feature_map.level > total.level for feature_map in outputs)
+    return any(feature_map and feature_map.level > total.level for feature_map in outputs)
 
 
 def original(value: Value, inside: Call, kinds: frozenset[str] = SAME_VALUES) -> Value:
-    """The value inside a call from which this one is merely handed on, by identity modules and copies."""
+    """The value inside a call that identity modules and copies have handed on as this one."""
     while value.producer is not None and value.producer.kind in kinds and inside.contains(value.producer):
         value = value.producer.inputs[0]
     return value
@@ -127,7 +165,3 @@ def original(value: Value, inside: Call, kinds: frozenset[str] = SAME_VALUES) ->
 def _producers(values: Iterable[Value], call: Call) -> list[Op]:
     ops = {v.producer for v in values if v.producer is not None and call.contains(v.producer)}
     return sorted(ops, key=lambda op: op.index)
-
-
-def _takes_some_channels(op: Op) -> bool:
-    return op.kind in SLICES and op.outputs[0].shape[1:2] != op.inputs[0].shape[1:2]

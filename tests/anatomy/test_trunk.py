@@ -4,35 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_networks import DoubleConv, Residual, conv, names
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dropblock_inject import DropBlockInjectError, find_stages
 
 IMAGE = torch.empty(1, 3, 64, 64)
-
-
-def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU())
-
-
-class Residual(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        self.first, self.second = conv(inputs, outputs, stride), conv(outputs, outputs)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x)) + self.shortcut(x)
-
-
-class DoubleConv(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        self.first, self.second = conv(inputs, outputs, stride), conv(outputs, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x))
 
 
 class UNet(nn.Module):
@@ -55,13 +33,9 @@ class UNet(nn.Module):
         return self.head(out), self.auxiliary(one)
 
 
-def names(net: nn.Module, example_input: Tensor = IMAGE) -> list[tuple[int, list[str]]]:
-    return [(stage.reduction, [block.name for block in stage.blocks]) for stage in find_stages(net, example_input)]
-
-
 @pytest.mark.parametrize("block", [Residual, DoubleConv])
 def test_decoder_and_auxiliary_head_are_no_trunk(block: type[nn.Module]) -> None:
-    assert names(UNet(block)) == [(2, ["down1"]), (4, ["down2"]), (8, ["down3"])]
+    assert names(UNet(block), IMAGE) == [(2, ["down1"]), (4, ["down2"]), (8, ["down3"])]
 
 
 def test_a_pyramid_is_no_trunk() -> None:
@@ -88,7 +62,7 @@ def test_a_pyramid_is_no_trunk() -> None:
                 out.append(smooth(top))
             return [self.head(feature) for feature in (*out, self.lower(out[0]))]
 
-    assert names(Pyramid()) == [(2, ["stages.0"]), (4, ["stages.1"]), (8, ["stages.2"])]
+    assert names(Pyramid(), IMAGE) == [(2, ["stages.0"]), (4, ["stages.1"]), (8, ["stages.2"])]
 
 
 def test_stages_without_a_shortcut_beside_residual_ones() -> None:
@@ -110,7 +84,7 @@ def test_stages_without_a_shortcut_beside_residual_ones() -> None:
             return self.head(self.blocks(self.stem(x)))
 
     net = Net()
-    assert names(net) == [
+    assert names(net, IMAGE) == [
         (4, ["blocks.0", "blocks.1.0"]),
         (8, ["blocks.1.1", "blocks.2.0"]),
         (16, ["blocks.2.1"]),
@@ -133,9 +107,9 @@ class WithTokens(nn.Module):
 
 def test_a_convolutional_network_before_a_transformer_has_a_trunk() -> None:
     residual = nn.Sequential(conv(3, 8, 2), Residual(8, 16, 2), Residual(16, 16))
-    assert names(WithTokens(residual, 6, 16)) == [(4, ["convolutions.1", "convolutions.2"])]
+    assert names(WithTokens(residual, 6, 16), IMAGE) == [(4, ["convolutions.1", "convolutions.2"])]
     plain = nn.Sequential(*(conv(3 if i == 0 else 16, 16, 2 if i % 3 == 0 else 1) for i in range(9)))
-    assert [reduction for reduction, _ in names(WithTokens(plain, 3, 16))] == [2, 4, 8]
+    assert [reduction for reduction, _ in names(WithTokens(plain, 3, 16), IMAGE)] == [2, 4, 8]
 
 
 def test_a_transformer_behind_a_stem_of_convolutions_has_none() -> None:
