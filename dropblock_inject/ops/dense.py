@@ -1,4 +1,4 @@
-"""Masks as dense tensors, by plain operations of torch: for every device, and the definition in so many words."""
+"""Masks as dense tensors, by plain operations of torch. This backend serves every device and defines what a mask is."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from .mask_spec import MaskSpec, rescale, scale_for
 
 _UNIFORM_BITS = 53
-# splitmix64 (Steele, Lea and Flood, OOPSLA 2014), its constants as signed integers.
+# The constants of splitmix64 (Steele, Lea and Flood, OOPSLA 2014) as signed integers.
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
 
 def drop(input: Tensor, output: Tensor, seed: Tensor, scale: Tensor | None, spec: MaskSpec) -> Tensor:
-    """Writes the masked and rescaled `input` to `output`, which may be the input; returns the scale.
+    """Writes the masked and rescaled `input` to `output`, which may be the input. Returns the scale.
 
-    The mask is a function of `seed`; a `scale` that is known already is not worked out again.
+    The mask is a function of `seed`. The scale is counted if `scale` is None.
     """
     dropped = dropped_pixels(seed, spec)
     if scale is None:
@@ -30,7 +30,7 @@ def drop(input: Tensor, output: Tensor, seed: Tensor, scale: Tensor | None, spec
 
 
 def dropped_pixels(seed: Tensor, spec: MaskSpec) -> Tensor:
-    """Bool mask of what is dropped: seeds where a uniform number is below gamma, grown to blocks."""
+    """Bool mask of the dropped pixels. A seed is where a uniform number is below gamma, and grows to a block."""
     shape = list(spec.shape)
     shape[spec.channel] = spec.masks_per_sample
     for axis, size in zip(spec.spatial, spec.valid, strict=True):
@@ -40,7 +40,7 @@ def dropped_pixels(seed: Tensor, spec: MaskSpec) -> Tensor:
 
 
 def _random_bits(seed: Tensor, count: int) -> Tensor:
-    """Random integers below 2 ** 53 as a function of a seed on any device, without a generator and its state."""
+    """`count` random integers below 2 ** 53. They depend on the seed alone, on every device, and need no generator."""
     bits = torch.arange(1, count + 1, device=seed.device).mul_(_GOLDEN).add_(seed)
     for shift, factor in ((30, _FIRST), (27, _SECOND)):
         bits.bitwise_xor_(_shifted(bits, shift)).mul_(factor)
@@ -48,17 +48,17 @@ def _random_bits(seed: Tensor, count: int) -> Tensor:
 
 
 def _shifted(bits: Tensor, by: int) -> Tensor:
-    """A logical shift to the right; torch's is an arithmetic one."""
+    """A logical shift to the right. The shift of torch is arithmetic."""
     return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _grow(seeds: Tensor, axes: Sequence[int], block: Sequence[int]) -> Tensor:
-    """Bool mask in which every seed has become a block that starts at it: an OR over windows, axis by axis."""
+    """Bool mask in which a block starts at every seed: the OR over a window, axis by axis."""
     for axis, size in zip(axes, block, strict=True):
         padding = [0, 0] * (seeds.dim() - axis - 1) + [size - 1, size - 1]
         seeds = F.pad(seeds, padding) if size > 1 else seeds
         window = 1
-        while window < size:  # doubling: the window of 7 takes 3 steps
+        while window < size:  # the window doubles: a block of 7 takes 3 steps
             shift = min(window, size - window)
             length = seeds.shape[axis] - shift
             seeds = seeds.narrow(axis, 0, length) | seeds.narrow(axis, shift, length)

@@ -1,9 +1,8 @@
-"""drop_block: what is asked for, checked and put to the operator."""
+"""drop_block: checks its arguments and calls the operator."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -17,7 +16,7 @@ from .operator import drop
 BlockSize = int | float | Sequence[int]
 
 _RESCALES = ("batch", "sample", "expected", None)
-_RANK_FACTOR = 0x9E3779B97F4A7C15  # odd and without a pattern: what keeps the seeds of ranks apart
+_RANK_FACTOR = 0x9E3779B97F4A7C15  # odd and without a pattern, so that the seeds of ranks differ in many bits
 
 
 def drop_block(
@@ -38,45 +37,38 @@ def drop_block(
     Args:
         input (Tensor[N, C, L], Tensor[N, C, H, W] or Tensor[N, C, D, H, W]): feature maps, floating point.
         keep_prob: share of the map to keep, in (0, 1]. At 1 the input itself is returned.
-        block_size: size of a block in pixels: an int; a sequence, one per spatial axis; or a float in (0, 1),
-            a share of the map. Clipped to the map. Even sizes are as good as odd ones. 1 is Dropout, a block
-            as large as the map is Dropout2d.
-        training: if False the input itself is returned.
-        per_channel: sample the blocks of each channel independently, which the paper found better (section 3);
-            otherwise all channels of a sample share theirs.
-        rescale: how the expectation is kept: ``"batch"`` divides by the kept share of the whole tensor (the
-            paper's Algorithm 1), ``"sample"`` by that of each sample, ``"expected"`` by `keep_prob`; None leaves
-            the values as they are. If nothing at all is kept the result is zeros.
-        calibrated: choose the seed probability so that the expected kept share is `keep_prob` exactly; otherwise
-            by the paper's equation (1), which keeps too much where blocks overlap.
-        channel_dim: the axis of the channels; -1 for maps whose channels come last.
-        generator: source of the random numbers, on the device of `input`; default is torch's own, which is also the
-            one that activation checkpointing rewinds to draw the same mask again. Under torch.distributed each rank
-            draws masks of its own although all may have been seeded alike.
-        inplace: overwrite `input`. Refused where autograd needs it unchanged.
+        block_size: size of a block: an int in pixels; a sequence of ints, one per spatial axis; or a float in
+            (0, 1), a share of the map. Clipped to the map. Sizes may be even. Blocks of 1 are Dropout, blocks as
+            large as the map are Dropout2d.
+        training: if False the input itself is returned, whatever it is.
+        per_channel: draw the blocks of each channel independently, which the paper found better (section 3).
+            If False all channels of a sample share their blocks.
+        rescale: how the expectation is kept. ``"batch"`` divides by the kept share of the whole tensor (the
+            paper's Algorithm 1), ``"sample"`` by the kept share of each sample, ``"expected"`` by `keep_prob`. None
+            leaves the values as they are. If nothing is kept the result is zeros.
+        calibrated: choose the seed probability so that the expected kept share is exactly `keep_prob`. If False it
+            is that of the paper's equation (1), which keeps too much where blocks overlap.
+        channel_dim: axis of the channels, -1 for maps with the channels last.
+        generator: source of the random numbers, on the device of `input`. The default is that of torch, which
+            activation checkpointing rewinds to draw the same mask again. The ranks of torch.distributed draw
+            different masks, also from generators with the same seed.
+        inplace: overwrite `input`. Refused if autograd needs it unchanged.
 
     Returns:
         Tensor of the shape, dtype and memory format of `input`.
 
     Raises:
         DropBlockTypeError: `input` is not a floating point tensor, or an argument has a wrong type.
-        DropBlockValueError: an argument is out of range, the rank of `input` is not 3, 4 or 5, or
-            ``inplace=True`` on a tensor that autograd needs or that is expanded.
+        DropBlockValueError: an argument is out of range, `input` has not 3, 4 or 5 axes, or ``inplace=True`` on a
+            tensor that cannot be overwritten.
 
     >>> _ = torch.manual_seed(0)
     >>> x = torch.ones(64, 16, 14, 14)
     >>> round((drop_block(x, 0.9, 7) > 0).float().mean().item(), 2)
     0.9
     """
-    if has_torch_function_unary(input):  # a Proxy of torch.fx, for one: the call stays one node of its graph
-        options: dict[str, Any] = {
-            "training": training,
-            "per_channel": per_channel,
-            "rescale": rescale,
-            "calibrated": calibrated,
-        }
-        options |= {"channel_dim": channel_dim, "generator": generator, "inplace": inplace}
-        return handle_torch_function(drop_block, (input,), input, keep_prob, block_size, **options)
+    if has_torch_function_unary(input):  # such as a Proxy of torch.fx: the call becomes one node of its graph
+        return handle_torch_function(drop_block, (input,), **locals())
     check_arguments(keep_prob, block_size, rescale)
     if not training:
         return input
@@ -98,7 +90,7 @@ def drop_block(
 
 
 def check_arguments(keep_prob: float, block_size: BlockSize, rescale: Rescale) -> None:
-    """Raises if an argument of :func:`drop_block` is wrong whatever the input."""
+    """Raises if an argument of :func:`drop_block` is wrong for every input."""
     if isinstance(keep_prob, bool) or not isinstance(keep_prob, (int, float)):
         raise DropBlockTypeError(f"keep_prob must be a float in (0, 1], got {keep_prob!r}")
     if not 0 < keep_prob <= 1:
@@ -146,11 +138,11 @@ def _channel_axis(input: Tensor, channel_dim: int) -> int:
 
 
 def _random_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
-    if generator is None:  # naming none would fix the shapes of a compiled graph
+    if generator is None:  # the argument generator=None would make the shapes of a compiled graph constants
         seed = torch.randint(2**63 - 1, (), device=device)
     else:
         seed = torch.randint(2**63 - 1, (), generator=generator, device=device)
-    # Trainers give every process the same seed; the masks of different samples must differ all the same.
+    # Trainers give every process the same seed, but the processes have different samples.
     rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
     return seed ^ (rank * _RANK_FACTOR % 2**63) if rank else seed
 
@@ -159,10 +151,10 @@ def _refuse_inplace(input: Tensor) -> None:
     """Raises if `input` cannot be overwritten."""
     if torch.compiler.is_compiling():
         return
-    whole = input._base if input._is_view() else input
-    name = "a view of " if whole is not input else ""
+    base = input._base  # of a view
+    whole, name = (input, "") if base is None else (base, "a view of ")
     if any(size > 1 and stride == 0 for size, stride in zip(input.shape, input.stride(), strict=True)):
-        reason = "several of its elements are one in memory, as expand() makes them"
+        reason = "several of its elements share their memory, as expand() makes them"
     elif input.is_inference() and not torch.is_inference_mode_enabled():
         reason = "it was made in inference mode"
     elif not (torch.is_grad_enabled() and input.requires_grad):
@@ -171,7 +163,7 @@ def _refuse_inplace(input: Tensor) -> None:
         reason = "it is one of several views, as chunk() and unbind() make them, or a view that autograd did not record"
     elif whole.is_leaf:
         reason = f"it is {name}a leaf that requires grad"
-    elif hasattr(whole.grad_fn, "_saved_result"):  # ReLU, sigmoid, …: their backward reads their output
+    elif hasattr(whole.grad_fn, "_saved_result"):  # the backward pass of ReLU, sigmoid, … reads their output
         reason = f"it is {name}the output of {type(whole.grad_fn).__name__}, which needs it for the backward pass"
     else:
         return

@@ -1,6 +1,6 @@
 """gamma: the probability that a position of the feature map is the seed of a dropped block.
 
-Plain Python on plain numbers, exact to double precision, cached. Nothing here needs torch.
+Plain Python, without torch; exact to double precision.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from operator import itemgetter
 def block_size_in_force(block_size: int | float | Sequence[int], map_size: Sequence[int]) -> tuple[int, ...]:
     """Block size per spatial axis on a map of `map_size`.
 
-    An int serves every axis, a tuple gives one per axis, a float in (0, 1) is a share of the map
-    (rounded, at least 1). A block larger than the map is clipped to it.
+    Args:
+        block_size: an int for every axis, a sequence of one int per axis, or a float in (0, 1), a share of the map,
+            rounded to at least 1. A block larger than the map is clipped to it.
+        map_size: in pixels per axis.
 
     >>> block_size_in_force(7, (14, 5)), block_size_in_force(0.5, (14, 7)), block_size_in_force((3, 4), (9, 9))
     ((7, 5), (7, 4), (3, 4))
@@ -37,10 +39,10 @@ def gamma(keep_prob: float, map_size: tuple[int, ...], block_size: tuple[int, ..
         keep_prob: share of the map to keep, in (0, 1].
         map_size: spatial size of the feature map, in pixels per axis.
         block_size: size of a block, in pixels per axis, none larger than the map.
-        calibrated: if True, solve ``mean((1 - gamma) ** n) == keep_prob``, where ``n`` is how many seed
-            positions have a block that covers a given pixel: the kept share is then exact in expectation.
-            If False, equation (1) of the DropBlock paper (arXiv 1810.12890, section 3), which takes blocks
-            never to overlap and so keeps too much.
+        calibrated: if True, solve ``mean((1 - gamma) ** n) == keep_prob``, where ``n`` is the number of seed
+            positions whose block covers a given pixel. The expected kept share is then exactly `keep_prob`.
+            If False, equation (1) of the DropBlock paper (arXiv 1810.12890, section 3), which assumes that blocks
+            do not overlap and so keeps too much.
 
     >>> round(gamma(0.9, (14, 14), (7, 7), calibrated=False), 6), round(gamma(0.9, (14, 14), (7, 7)), 6)
     (0.00625, 0.006764)
@@ -49,8 +51,8 @@ def gamma(keep_prob: float, map_size: tuple[int, ...], block_size: tuple[int, ..
         dropped = (1 - keep_prob) / prod(block_size)
         valid = prod(size - block + 1 for size, block in zip(map_size, block_size, strict=True))
         return min(1.0, dropped * prod(map_size) / valid)
-    # Secant method on the logarithm of the kept share, which is a convex function of decay = -log(1 - gamma). From the
-    # left, as here, it approaches the root without passing it.
+    # The secant method on the logarithm of the kept share, a convex function of decay = -log(1 - gamma). It approaches
+    # the root from the left and does not pass it.
     axes = _axes(map_size, block_size)
     mean_seeds = prod(block * (size - block + 1) / size for size, block in zip(map_size, block_size, strict=True))
     before, excess_before = 0.0, -log(keep_prob)
@@ -64,7 +66,7 @@ def gamma(keep_prob: float, map_size: tuple[int, ...], block_size: tuple[int, ..
 def expected_share(
     keep_prob: float, map_size: tuple[int, ...], block_size: tuple[int, ...], calibrated: bool = True
 ) -> float:
-    """The share of the map that is really kept, in expectation; the arguments are those of :func:`gamma`.
+    """The expected share of the map that is kept. The arguments are those of :func:`gamma`.
 
     >>> round(expected_share(0.5, (14, 14), (7, 7)), 6), round(expected_share(0.5, (14, 14), (7, 7), False), 6)
     (0.5, 0.641816)
@@ -74,15 +76,15 @@ def expected_share(
 
 
 def _axes(map_size: Sequence[int], block_size: Sequence[int]) -> list[tuple[int, int]]:
-    """For each axis its size and the largest number of seed positions whose block covers one pixel."""
+    """For each axis its size, and the number of seed positions whose block covers a pixel in its middle."""
     axes = [(size, min(block, size - block + 1)) for size, block in zip(map_size, block_size, strict=True)]
     return sorted(axes, key=itemgetter(1))  # the last axis costs the least
 
 
 def _kept_share(decay: float, axes: Sequence[tuple[int, int]]) -> float:
-    """The mean of ``exp(-decay * n)`` over the pixels, ``n`` being the number of seed positions that cover one.
+    """The mean over the pixels of ``exp(-decay * n)``, ``n`` being the number of seed positions that cover the pixel.
 
-    ``n`` is a product of one number per axis: 1, 2, ... from both ends of the axis up to `most`, which holds between.
+    ``n`` is a product of one number per axis. From both ends of an axis it is 1, 2, ..., `most`; between, `most`.
     """
     (size, most), *others = axes
     if others:

@@ -1,7 +1,8 @@
-"""DropBlock: the module over :func:`drop_block`."""
+"""DropBlock: the module that calls :func:`drop_block`."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,18 +14,19 @@ from .functional import BlockSize, Rescale, check_arguments, drop_block
 
 
 class DropBlock(nn.Module):
-    """See :func:`drop_block`. No parameters, no buffers: nothing of it is in a state dict.
+    """See :func:`drop_block`. It has no parameters and no buffers, so it is not in a state dict.
 
     Args:
         keep_prob: share of the feature map to keep, in (0, 1]. `layer.keep_prob` can be set at any time between
-            two steps; `layer.target_keep_prob` stays what was given here, the value a schedule ends at.
+            two steps. `layer.target_keep_prob` keeps this value, at which a schedule ends.
         block_size, per_channel, rescale, calibrated, channel_dim, generator, inplace: as in :func:`drop_block`.
 
     Attributes:
-        enabled: if False the layer returns its input, whatever its mode.
-        monitor: if not None, called instead of the layer, with what the layer does and its input; copies have none.
+        enabled: if False the layer returns its input, in training mode too.
+        monitor: None, or a callable that gets the function of the layer and its input, and returns the output. A copy
+            of the layer has none.
 
-    Shape: (N, C, L), (N, C, H, W) or (N, C, D, H, W); the output has the shape and dtype of the input.
+    Shape: (N, C, L), (N, C, H, W) or (N, C, D, H, W). The output has the shape and dtype of the input.
 
     >>> DropBlock(0.9, block_size=5)
     DropBlock(keep_prob=0.9, block_size=5)
@@ -61,7 +63,7 @@ class DropBlock(nn.Module):
 
     @property
     def keep_prob(self) -> float:
-        """Share of the feature map kept now, in (0, 1]."""
+        """Current share of the feature map to keep, in (0, 1]."""
         return self._keep_prob
 
     @keep_prob.setter
@@ -93,29 +95,19 @@ class DropBlock(nn.Module):
 
     def extra_repr(self) -> str:
         options = [f"keep_prob={self._keep_prob:.6g}", f"block_size={self.block_size!r}"]
-        for name, default in _DEFAULTS.items():
-            if getattr(self, name) != default:
+        for name, parameter in inspect.signature(DropBlock).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY and getattr(self, name) != parameter.default:
                 options.append(f"{name}={getattr(self, name)!r}")
         return ", ".join(options)
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise CompiledModelError(
             "DropBlock cannot be compiled by torch.jit.script: call remove_dropblock(model) first, "
-            "which changes nothing in eval mode; or use torch.compile, torch.export or torch.jit.trace"
+            "which changes nothing in eval mode, or use torch.compile, torch.export or torch.jit.trace"
         )
 
 
 def leaf_call(module: nn.Module, input: torch.fx.Proxy) -> Any:
-    """A call of a module in a torch.fx graph: traced into, mode and keep_prob of this moment would be baked into it."""
+    """The call of `module` as one node of a torch.fx graph. So the graph follows the module's mode and keep_prob."""
     tracer: Any = input.tracer
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})
-
-
-_DEFAULTS = {
-    "per_channel": True,
-    "rescale": "batch",
-    "calibrated": True,
-    "channel_dim": 1,
-    "generator": None,
-    "inplace": False,
-}

@@ -1,4 +1,4 @@
-"""What a mask is, but for its random numbers: the description that every way of drawing one is given."""
+"""The parameters of a mask without its random numbers: the input of all three backends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Rescale = Literal["batch", "sample", "expected"] | None
 
 
 class Options(NamedTuple):
-    """What stays the same over a training; see :func:`dropblock_inject.drop_block`. The block size is that in force."""
+    """The arguments of :func:`dropblock_inject.drop_block` that describe the mask, except `keep_prob`.
+
+    `block_size` is the one in force: one int per spatial axis, none larger than the map.
+    """
 
     block_size: tuple[int, ...]
     per_channel: bool
@@ -30,14 +33,14 @@ class MaskSpec:
     """The masks of one tensor: blocks of one size, whose seeds are drawn independently with one probability.
 
     Attributes:
-        shape: of the tensor, in pixels along the spatial axes.
+        shape: shape of the tensor.
         channel: axis of the channels.
-        block: size of a block per spatial axis, in pixels, none larger than the map.
+        block: size of a block in pixels, per spatial axis.
         keep_prob: share of the map to keep, in (0, 1).
-        probability: that a position is the seed of a block: gamma.
-        per_channel: whether each channel has seeds of its own.
-        rescale: how the expectation is kept, see :func:`dropblock_inject.drop_block`.
-        precision: dtype of the scale: fp32 at least.
+        probability: gamma, the probability that a position is the seed of a block.
+        per_channel: whether each channel has its own seeds.
+        rescale: see :func:`dropblock_inject.drop_block`.
+        precision: dtype of the scale, fp32 or fp64.
     """
 
     shape: tuple[int, ...]
@@ -56,11 +59,12 @@ class MaskSpec:
 
     @cached_property
     def map_size(self) -> tuple[int, ...]:
+        """Size of the map in pixels, per spatial axis."""
         return tuple(self.shape[axis] for axis in self.spatial)
 
     @cached_property
     def valid(self) -> tuple[int, ...]:
-        """Along each spatial axis, how many positions a block can start at without being cut off."""
+        """Number of positions, per spatial axis, at which a block can start without being cut off."""
         return tuple(size - block + 1 for size, block in zip(self.map_size, self.block, strict=True))
 
     @cached_property
@@ -68,24 +72,19 @@ class MaskSpec:
         return self.shape[self.channel] if self.per_channel else 1
 
     @cached_property
-    def scale_shape(self) -> tuple[int, ...]:
-        """One scale for all, or one for each sample."""
-        return (self.shape[0], *(1 for _ in self.shape[1:])) if self.rescale == "sample" else ()
+    def pixels(self) -> int:
+        """Number of pixels in the masks of one sample."""
+        return self.masks_per_sample * prod(self.map_size)
 
     @cached_property
-    def pixels(self) -> int:
-        """Pixels of the masks of one sample."""
-        return self.masks_per_sample * prod(self.map_size)
+    def scale_shape(self) -> tuple[int, ...]:
+        """Shape of the scale: one number for the tensor, or one per sample."""
+        return (self.shape[0], *(1 for _ in self.shape[1:])) if self.rescale == "sample" else ()
 
 
 @lru_cache(maxsize=1024)
-def mask_spec(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    keep_prob: float,
-    options: Options,
-) -> MaskSpec:
-    """The masks for a tensor of this shape and dtype; the other arguments are those of the operator."""
+def mask_spec(shape: tuple[int, ...], dtype: torch.dtype, keep_prob: float, options: Options) -> MaskSpec:
+    """The masks of a tensor of this shape and dtype."""
     block, per_channel, rescale, calibrated, channel_dim = options
     channel = channel_dim % len(shape)
     map_size = tuple(size for axis, size in enumerate(shape) if axis not in (0, channel))
@@ -94,22 +93,27 @@ def mask_spec(
     return MaskSpec(shape, channel, block, keep_prob, probability, per_channel, rescale, precision)
 
 
-def scale_for(lost: Tensor, spec: MaskSpec) -> Tensor:
-    """The scale that keeps the expectation, from how many pixels of the masks of each sample are dropped."""
+def scale_for(dropped: Tensor, spec: MaskSpec) -> Tensor:
+    """The scale that keeps the expectation.
+
+    Args:
+        dropped (Tensor[N]): number of dropped pixels in the masks of each sample. With `rescale` "expected" or None
+            only its device matters.
+    """
     if spec.rescale is None or spec.rescale == "expected":
         largest = torch.finfo(spec.precision).max  # an infinite scale would make NaN of a zero
         scale = 1.0 if spec.rescale is None else min(1 / spec.keep_prob, largest)
-        return torch.full((), scale, dtype=spec.precision, device=lost.device)
+        return torch.full((), scale, dtype=spec.precision, device=dropped.device)
     total = spec.pixels
     if spec.rescale == "batch":
-        total, lost = total * spec.shape[0], lost.sum()
-    return (total / (total - lost).clamp(min=1).to(spec.precision)).view(spec.scale_shape)
+        total, dropped = total * spec.shape[0], dropped.sum()
+    return (total / (total - dropped).clamp(min=1).to(spec.precision)).view(spec.scale_shape)
 
 
 def rescale(input: Tensor, scale: Tensor, output: Tensor) -> None:
-    """Writes ``input * scale`` to `output`, which may be the input: in one pass, in fp32 at least."""
+    """Writes ``input * scale`` to `output`, which may be the input. One pass, computed in fp32 or fp64."""
     if scale.dim() == 0 and scale.device.type == "cpu":
-        factor = scale.item()  # a number to torch: the fastest way
+        factor = scale.item()  # torch multiplies faster by a number than by a tensor
         if factor != 1:
             torch.mul(input, factor, out=output)
         elif output is not input:

@@ -1,8 +1,8 @@
-"""The operator as torch knows it: one operation that autograd, torch.compile and torch.export see as a whole.
+"""The operator in torch's terms: autograd, torch.compile, torch.export and torch.vmap see it as one operation.
 
-The backward pass is the same operation on the gradient, with the same mask. It needs the seed, 8 bytes, and takes the
-positions of the blocks where these are few. Numbers that decide on the mask are not saved in floating point:
-``torch.autograd.graph.saved_tensors_hooks`` may round those.
+The backward pass is the same operation on the gradient, with the same mask. For that it saves the seed, 8 bytes, the
+scale, and the blocks if they are few. It saves no floating point number that the mask depends on, because
+``torch.autograd.graph.saved_tensors_hooks`` may round it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from torch import Tensor, library
 
 from ..errors import DropBlockValueError
 from . import dense, sparse
-from .mask_spec import Options, mask_spec
+from .mask_spec import Options, Rescale, mask_spec
 
 _LIBRARY = library.Library("dropblock_inject", "DEF")
 _OPTIONS = "SymInt[] block_size, bool per_channel, str? rescale, bool calibrated, int channel_dim"
-# Of compiled graphs. keep_prob is data, the bits of a float64: as a constant it would compile every step of a schedule.
+# For compiled graphs. keep_prob is a tensor with the bits of a float64. A constant would need a graph for each value.
 _LIBRARY.define(f"drop(Tensor input, Tensor seed, Tensor? scale, Tensor keep_prob, {_OPTIONS}) -> (Tensor, Tensor)")
-# Of the eager mode, called below autograd. The output may be the input.
+# For the eager mode, below autograd. The output may be the input.
 _LIBRARY.define(
     "drop_to(Tensor input, Tensor(a!) output, Tensor seed, Tensor? scale, Tensor? blocks, "
     f"float keep_prob, {_OPTIONS}) -> (Tensor, Tensor)"
 )
 _VMAP_MODE = torch._C.DispatchKeySet(torch._C._dispatch_key_parse("VmapMode"))
-_MAX_SAVED_FRACTION = 1 / 32  # of the bytes of a tensor: the blocks are saved for the backward pass up to this size
+_MAX_SAVED_FRACTION = 1 / 32  # of the memory of the output: larger lists of blocks are not saved but drawn again
 
 
 def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, options: Options) -> Tensor:
@@ -46,7 +46,7 @@ def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, options: 
     """
     if torch.compiler.is_compiling():
         output, _ = torch.ops.dropblock_inject.drop(input, seed, None, _bits(keep_prob), *options)
-        output = output.view_as(output)  # Dynamo sets no attributes on one output of several, and hooks may want to
+        output = output.view_as(output)  # Dynamo lets hooks set attributes on this, not on one output of several
     elif inplace and not input._is_view():
         return _Drop.apply(input, seed, None, None, True, keep_prob, options)[0]
     else:
@@ -55,7 +55,7 @@ def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, options: 
 
 
 def _bits(keep_prob: float) -> Tensor:
-    # A tensor times a float is the one use of a float that stays data in a compiled graph.
+    # A product with a tensor is the only use of a float for which a compiled graph does not make it a constant.
     return (torch.ones((), dtype=torch.float64, device="cpu") * keep_prob).view(torch.int64)
 
 
@@ -69,29 +69,44 @@ def _drop_to(
     block_size: Sequence[int],
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Writes the result to `output`. Returns the scale if it was not given, and the blocks if they are few."""
+    """Writes the result to `output`. Returns the scale, empty if it was given, and the blocks, empty unless few."""
     spec = mask_spec(tuple(input.shape), input.dtype, keep_prob, Options(tuple(block_size), *options))
-    nothing = torch.empty(0, dtype=torch.int64, device=input.device)
-    if input.device.type != "cpu":
+    found = nothing = torch.empty(0, dtype=torch.int64, device=input.device)
+    if input.device.type == "cpu":
+        used_scale, found = sparse.drop(input, output, seed, scale, blocks, spec)
+    else:
         used_scale = _backend(input.device, input.dtype).drop(input, output, seed, scale, spec)
-        return (used_scale if scale is None else nothing), nothing
-    if blocks is not None and scale is not None:
-        sparse.mask(input, output, blocks, scale, spec)
-        return nothing, nothing
-    blocks, compute_scale = sparse.find_blocks(output.stride(), seed, spec)
-    new_scale = compute_scale() if scale is None else nothing
-    sparse.mask(input, output, blocks, new_scale if scale is None else scale, spec)
-    return new_scale, blocks if blocks.nbytes <= output.nbytes * _MAX_SAVED_FRACTION else nothing
+    few = blocks is None and found.nbytes <= output.nbytes * _MAX_SAVED_FRACTION
+    return used_scale if scale is None else nothing, found if few else nothing
 
 
 @lru_cache
 def _backend(device: torch.device, dtype: torch.dtype) -> Any:
     """The module that draws masks on a device other than the CPU."""
-    oldest_gpu = (8, 0) if dtype == torch.bfloat16 else (7, 0)  # with the Triton of torch 2.6
-    has_triton = (
-        device.type == "cuda" and find_spec("triton") and torch.cuda.get_device_capability(device) >= oldest_gpu
-    )
-    return import_module(".triton_kernels", __package__) if has_triton else dense
+    if device.type == "cuda" and find_spec("triton"):
+        oldest_gpu = (8, 0) if dtype == torch.bfloat16 else (7, 0)  # for the Triton of torch 2.6
+        if torch.cuda.get_device_capability(device) >= oldest_gpu:
+            return import_module(".triton_kernels", __package__)
+    return dense
+
+
+def _fake_drop_to(
+    input: Tensor,
+    output: Tensor,
+    seed: Tensor,
+    scale: Tensor | None,
+    blocks: Tensor | None,
+    keep_prob: Any,
+    block_size: Sequence[int],
+    per_channel: bool,
+    rescale: Rescale,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    nothing = input.new_empty(0, dtype=torch.int64)
+    if scale is not None:
+        return nothing, nothing
+    shape = (input.shape[0], *(1 for _ in input.shape[1:])) if rescale == "sample" else ()
+    return input.new_empty(shape, dtype=torch.promote_types(input.dtype, torch.float32)), nothing
 
 
 def _drop(input: Tensor, seed: Tensor, scale: Tensor | None, keep_prob: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -103,17 +118,8 @@ def _fake_drop(input: Tensor, seed: Tensor, scale: Tensor | None, *arguments: An
     return torch.empty_like(input), _fake_drop_to(input, input, seed, scale, None, *arguments)[0]
 
 
-def _fake_drop_to(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    _, _, scale, _, _, _, _, rescale, _, _ = arguments
-    nothing = input.new_empty(0, dtype=torch.int64)
-    if scale is not None:
-        return nothing, nothing
-    shape = (input.shape[0], *(1 for _ in input.shape[1:])) if rescale == "sample" else ()
-    return input.new_empty(shape, dtype=torch.promote_types(input.dtype, torch.float32)), nothing
-
-
 class _Drop(torch.autograd.Function):
-    """The operator of the eager mode. It returns the scale and the blocks too, for its backward pass."""
+    """The operator of the eager mode. For its backward pass it returns the scale and the blocks too."""
 
     @staticmethod
     def forward(
@@ -146,14 +152,14 @@ class _Drop(torch.autograd.Function):
         if torch.compiler.is_compiling():  # compiled autograd
             result, _ = torch.ops.dropblock_inject.drop(gradient, seed, scale, _bits(ctx.keep_prob), *ctx.options)
         elif torch._C._functorch.is_legacy_batchedtensor(gradient):
-            # is_grads_batched=True calls an operation without side effects once for each gradient. It forbids random
-            # numbers, which here depend on nothing but the seed.
+            # is_grads_batched=True calls operations without side effects for each gradient. It forbids random numbers,
+            # but those of a saved seed are right.
             with torch._C._ExcludeDispatchKeyGuard(_VMAP_MODE):
                 result, _ = torch.ops.dropblock_inject.drop(gradient, seed, scale, _bits(ctx.keep_prob), *ctx.options)
         else:
             usable = blocks if len(blocks) and gradient.stride() == ctx.strides else None
             result, _, _ = _Drop.apply(gradient, seed, scale, usable, False, ctx.keep_prob, ctx.options)
-        return result, *(None for _ in range(6))
+        return result, *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None, None]:
@@ -167,20 +173,20 @@ class _Drop(torch.autograd.Function):
         def call(*tensors: Any) -> tuple[Tensor, Tensor]:
             return _Drop.apply(*tensors, blocks, False, *arguments)[:2]
 
-        (output, new_scale), _ = _each_sample(call, info, in_dims, input, seed, scale)
+        output, new_scale = _one_by_one(call, info, in_dims, input, seed, scale)
         nothing, dim = seed.new_empty(0), in_dims[0]
         if not inplace:
             return (output, new_scale, nothing), (0, 0, None)
         if dim is None:
             raise DropBlockValueError(
-                "inplace=True cannot overwrite this input: torch.vmap draws a mask per sample, and all samples have "
-                "this one tensor; use inplace=False"
+                "inplace=True cannot overwrite this input: torch.vmap draws a mask for each sample, and all samples "
+                "have this one tensor; use inplace=False"
             )
         input.movedim(dim, 0).copy_(output)
         return (input, new_scale, nothing), (dim, 0, None)
 
 
-# Autograd looks at the signature whenever it calls forward. To work it out anew takes longer than a small mask.
+# Autograd asks for the signature in each call. To derive it anew takes longer than to draw a small mask.
 _Drop.forward.__signature__ = inspect.signature(_Drop.forward)  # type: ignore[attr-defined]
 
 
@@ -192,28 +198,32 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _backward(ctx: Any, gradient: Tensor, _: Any) -> tuple:
     result, _ = torch.ops.dropblock_inject.drop(gradient, *ctx.saved_tensors, *ctx.options)
-    return result, *(None for _ in range(8))
+    return result, *[None] * 8
 
 
 def _vmap(info: Any, in_dims: tuple, input: Tensor, seed: Tensor, scale: Any, *arguments: Any) -> tuple[tuple, tuple]:
     def call(*tensors: Any) -> tuple[Tensor, Tensor]:
         return torch.ops.dropblock_inject.drop(*tensors, *arguments)
 
-    return _each_sample(call, info, in_dims, input, seed, scale)
+    return _one_by_one(call, info, in_dims, input, seed, scale), (0, 0)
 
 
-def _each_sample(
-    call: Callable[..., tuple[Tensor, Tensor]], info: Any, in_dims: tuple, *tensors: Tensor | None
-) -> tuple[tuple, tuple]:
-    """The outputs of `call` for each sample of torch.vmap, stacked, and the axes on which they are stacked.
+def _one_by_one(call: Callable[..., tuple], info: Any, in_dims: tuple, *tensors: Any) -> tuple[Tensor, ...]:
+    """The outputs of `call` for each sample of torch.vmap, stacked along a new first axis.
 
-    A sample has its own seed with ``randomness="different"`` and the seed of all with ``"same"``, as torch draws it.
+    With ``randomness="different"`` torch has drawn a seed for each sample, with ``"same"`` one seed for all.
     """
-    rows = [
-        call(*(t if dim is None or t is None else t.select(dim, i) for t, dim in zip(tensors, in_dims, strict=False)))
-        for i in range(info.batch_size)
+    in_dims = in_dims[: len(tensors)]
+    calls = [
+        call(
+            *(
+                tensor if dim is None else tensor.select(dim, index)
+                for tensor, dim in zip(tensors, in_dims, strict=True)
+            )
+        )
+        for index in range(info.batch_size)
     ]
-    return tuple(map(torch.stack, zip(*rows, strict=True))), (0, 0)
+    return tuple(map(torch.stack, zip(*calls, strict=True)))
 
 
 _LIBRARY.impl("drop", _drop, "CompositeExplicitAutograd")

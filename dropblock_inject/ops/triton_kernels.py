@@ -1,8 +1,8 @@
-"""Masks on a GPU by two kernels, without the host waiting for them (Triton).
+"""Masks on a GPU by two Triton kernels. The host does not wait for them.
 
-First the blocks are drawn into a mask of one bit per pixel, a thread to a map, with random numbers only for the blocks
-there are (as in ``sparse.py``); what they drop is counted on the way. Then one pass reads the tensor and writes the
-result. The random numbers are Philox's (Salmon et al., SC 2011), a function of seed, map and block.
+The first kernel draws the blocks into a mask of one bit per pixel, one thread to a map and one random number to a block
+(as in ``sparse.py``), and counts the dropped pixels. The second reads the tensor and writes the result in one pass. The
+random numbers are those of Philox (Salmon et al., SC 2011), a function of seed, map and block.
 """
 
 # mypy: disallow-untyped-defs=False
@@ -18,21 +18,21 @@ from torch import Tensor
 
 from .mask_spec import MaskSpec, scale_for
 
-_MAPS = 128  # maps to a program that draws
-_ELEMENTS = 4096  # elements to a program that masks
+_MAPS = 128  # per program of the kernel that draws
+_ELEMENTS = 4096  # per program of the kernels that mask
 
 
 def drop(input: Tensor, output: Tensor, seed: Tensor, scale: Tensor | None, spec: MaskSpec) -> Tensor:
-    """Writes the masked and rescaled `input` to `output`, which may be the input; returns the scale.
+    """Writes the masked and rescaled `input` to `output`, which may be the input. Returns the scale.
 
-    The mask is a function of `seed`; a `scale` that is known already is not worked out again.
+    The mask is a function of `seed`. The scale is counted if `scale` is None.
     """
     first, last = (0, spec.channel, *spec.spatial), (0, *spec.spatial, spec.channel)
     channels_last = _is_contiguous(last, input, output) and not _is_contiguous(first, input, output)
     with torch.cuda.device_of(input):
-        words, lost = _draw(seed, spec, channels_last)
+        words, dropped = _draw(seed, spec, channels_last)
         if scale is None:
-            scale = scale_for(lost, spec)
+            scale = scale_for(dropped, spec)
         if channels_last:
             _mask_channels_last(input, output, words, scale, spec)
         elif _is_contiguous(first, input, output):
@@ -49,26 +49,27 @@ def _is_contiguous(order: tuple[int, ...], *tensors: Tensor) -> bool:
 
 
 def _draw(seed: Tensor, spec: MaskSpec, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """The mask, one bit a pixel, as words (N, C, words of a map), and how many pixels of each sample it drops.
+    """The mask, and the number of pixels that it drops in each sample.
 
-    With the channels last also in the memory of the words if they are so in that of the tensor.
+    The mask has one bit per pixel in words of 32, as a Tensor[N, C, words of a map]. With `channels_last` the channels
+    are last in its memory.
     """
     samples, channels, count = spec.shape[0], spec.masks_per_sample, -(-prod(spec.map_size) // 32)
     shape = (samples, count, channels) if channels_last else (samples, channels, count)
     words = torch.zeros(shape, dtype=torch.int32, device=seed.device)
-    lost = torch.zeros(samples, dtype=torch.int64, device=seed.device)
+    dropped = torch.zeros(samples, dtype=torch.int64, device=seed.device)
     if channels_last:
         words = words.transpose(1, 2)
     ones = (1,) * (3 - len(spec.block))
     per_miss = 1 / min(log1p(-spec.probability), -1e-30) if spec.probability < 1 else 0.0
     _draw_kernel[(triton.cdiv(samples * channels, _MAPS),)](
-        *(words, lost, seed, samples * channels, channels, per_miss, *words.stride()),
+        *(words, dropped, seed, samples * channels, channels, per_miss, *words.stride()),
         *(*ones, *spec.valid),
         *(*ones, *spec.block),
         *(*ones, *spec.map_size)[1:],
         *((spec.block[-1] + 30) // 32 + 1, _MAPS),
     )
-    return words, lost
+    return words, dropped
 
 
 def _mask_channels_first(input: Tensor, output: Tensor, words: Tensor, scale: Tensor, spec: MaskSpec) -> None:
@@ -92,7 +93,7 @@ def _mask_channels_last(input: Tensor, output: Tensor, words: Tensor, scale: Ten
 @triton.jit
 def _draw_kernel(
     words_ptr,
-    lost_ptr,
+    dropped_ptr,
     seed_ptr,
     maps,
     channels,
@@ -108,17 +109,17 @@ def _draw_kernel(
     BLOCK_W: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
-    SPAN: tl.constexpr,  # words that a row of a block may reach into
+    SPAN: tl.constexpr,  # number of words that a row of a block may reach into
     MAPS: tl.constexpr,
 ):
-    """Draws the blocks of MAPS maps at a time, those of a map one after the other: the gaps between are geometric."""
+    """Draws the blocks of MAPS maps in parallel, those of a map one after the other, by the geometric gaps between."""
     POSITIONS: tl.constexpr = VALID_D * VALID_H * VALID_W
     map = tl.program_id(0) * MAPS + tl.arange(0, MAPS)
     sample = map // channels
     of_map = words_ptr + sample.to(tl.int64) * stride_sample + (map % channels) * stride_channel
     seed = tl.load(seed_ptr)
     nothing = tl.zeros([MAPS], tl.int32)
-    position, drawn, lost = nothing - 1, nothing, nothing
+    position, drawn, dropped = nothing - 1, nothing, nothing
     active = map < maps
     while tl.max(active.to(tl.int32), 0) > 0:
         bits, _, _, _ = tl.philox(seed, map, drawn, nothing, nothing)
@@ -129,21 +130,21 @@ def _draw_kernel(
         x, y, z = position % VALID_W, position // VALID_W % VALID_H, position // (VALID_W * VALID_H)
         for row in range(BLOCK_D * BLOCK_H):
             first = ((z + row // BLOCK_H) * HEIGHT + y + row % BLOCK_H) * WIDTH + x
-            for further in tl.static_range(SPAN):
-                word = first // 32 + further
+            for step in tl.static_range(SPAN):
+                word = first // 32 + step
                 start = tl.maximum(first - word * 32, 0)
                 stop = tl.minimum(first + BLOCK_W - word * 32, 32)
                 write = active & (start < stop)
                 ones = ((nothing + 1).to(tl.int64) << tl.maximum(stop - start, 0).to(tl.int64)) - 1
                 ones = (ones << start.to(tl.int64)).to(tl.int32)
                 before = tl.atomic_or(of_map + word * stride_word, ones, mask=write, sem="relaxed")
-                lost += tl.where(write, _count_ones(ones & ~before), 0)
-    tl.atomic_add(lost_ptr + sample, lost.to(tl.int64), mask=lost > 0, sem="relaxed")
+                dropped += tl.where(write, _count_ones(ones & ~before), 0)
+    tl.atomic_add(dropped_ptr + sample, dropped.to(tl.int64), mask=dropped > 0, sem="relaxed")
 
 
 @triton.jit
 def _log_of_rest(x):
-    """log(1 - x) for x in [0, 1], exact also where x is small: there it decides between neighbouring positions."""
+    """log(1 - x) for x in [0, 1]. It is precise for small x, which decide between neighbouring positions."""
     series = -x * (1 + x * (1 / 2 + x * (1 / 3 + x / 4)))
     return tl.where(x < 1 / 64, series, tl.log(tl.maximum(1 - x, 2.0**-32)))
 
@@ -171,7 +172,7 @@ def _mask_channels_first_kernel(
     PER_SAMPLE: tl.constexpr,
     ELEMENTS: tl.constexpr,
 ):
-    """Masks ELEMENTS elements that follow each other in memory."""
+    """Masks ELEMENTS elements that are contiguous in memory."""
     first = tl.program_id(0).to(tl.int64) * ELEMENTS
     at = first + tl.arange(0, ELEMENTS)
     first_map = first // PIXELS
@@ -200,7 +201,7 @@ def _mask_channels_last_kernel(
     PER_SAMPLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Masks 32 pixels, which are one word of the mask, of BLOCK channels."""
+    """Masks the 32 pixels of one word of the mask, in BLOCK channels."""
     sample = tl.program_id(0) // WORDS
     bit = tl.arange(0, 32)[:, None]
     pixel = tl.program_id(0) % WORDS * 32 + bit

@@ -469,7 +469,7 @@ def test_inplace_on_a_view_writes_nothing_beside_it(per_channel, channel_dim):
 
 def test_inplace_is_refused_on_an_expanded_tensor():
     x = torch.randn(1, 4, 8, 8).expand(2, 4, 8, 8)
-    with pytest.raises(ValueError, match=r"cannot overwrite this input: several of its elements are one in memory"):
+    with pytest.raises(ValueError, match=r"cannot overwrite this input: several of its elements share their memory"):
         drop_block(x, 0.5, 3, inplace=True)
 
 

@@ -29,10 +29,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def drop_by_blocks(input, output, seed, scale, spec):
-    blocks, work_out_scale = sparse.find_blocks(output.stride(), seed, spec)
-    scale = work_out_scale() if scale is None else scale
-    sparse.mask(input, output, blocks, scale, spec)
-    return scale
+    return sparse.drop(input, output, seed, scale, None, spec)[0]
 
 
 WAYS = {"dense": dense, "sparse": SimpleNamespace(drop=drop_by_blocks, __name__="sparse")}
