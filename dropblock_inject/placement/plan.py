@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec, overload
 
 from torch import nn
 
@@ -20,6 +21,8 @@ from .selection import by_stage, check_layer_options, choose_sites, choose_stage
 from .site_finder import SiteFinder
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 
 class _Sites(Sequence[Site]):
@@ -99,85 +102,6 @@ class InjectionPlan(_Sites):
         return report
 
 
-def inject_dropblock(
-    model: nn.Module,
-    stages: int | Sequence[int] = (3, 4),
-    *,
-    keep_prob: float | Mapping[int, float] = 0.9,
-    block_size: BlockSize = 7,
-    where: str | Sequence[str] = "paper",
-    include: Pattern = None,
-    exclude: Pattern = None,
-    depth_scaling: bool = True,
-    example_input: Any = None,
-    strict: bool = True,
-    **layer_options: Any,
-) -> InjectionReport:
-    """Puts DropBlocks into a built model, in place. Checkpoint keys, eval output and parameters stay as they are.
-
-    The defaults are those of the paper (arXiv 1810.12890, section 4.1: groups 3 and 4 of a ResNet, block 7, keep 0.9,
-    after each convolution and on the shortcuts) and of its authors' code. It is
-    ``plan_dropblock(...).apply()``: all or nothing.
-
-    The order of things: load weights, convert to SyncBatchNorm, inject, then compile or wrap in DDP or FSDP, then
-    build the optimizer and attach a :class:`KeepProbSchedule`.
-
-    Args:
-        model: any network with a convolutional trunk, in any mode, on any device.
-        stages: which stages, as :func:`find_stages` counts them; negative from the deepest: -1 is the last.
-        keep_prob: share of the feature map to keep in the deepest stage, in (0, 1]; or a mapping
-            ``{stage: keep_prob}``, taken as it is.
-        block_size: as in :func:`drop_block`.
-        where: ``"branch"``: after each convolution unit of a block (and at the branch's end where that is something
-            else); ``"skip"``: on the shortcut, identity or projected, unseen by the branch; ``"output"``: after the
-            addition and its activation; ``"paper"``: branch and skip; or a sequence of them.
-        include, exclude: name patterns over the sites. A site answers to the names of its convolution, of its
-            normalisation and activation, of its block and of its DropBlock: ``"layer4.*.conv2"`` means the same sites
-            in every library. A string is an exact name, a dotted suffix, a shell wildcard, or a regular expression
-            after ``"re:"``. A sequence of strings means any of them. A callable ``(name, module) -> bool`` is asked
-            for each of these names.
-        depth_scaling: with a float `keep_prob`, let each stage further up drop a quarter as much, which is the
-            authors' rule: ``1 - (1 - keep_prob) / 4 ** (deepest - stage)``.
-        example_input: see :func:`find_stages`.
-        strict: if True a stage or pattern that matches nothing is an error, else it is passed over.
-        layer_options: `per_channel`, `rescale`, `calibrated`, `generator`, `inplace` of :class:`DropBlock`.
-
-    Returns:
-        A sequence of :class:`Site`; ``print()`` shows it as a table.
-
-    Raises:
-        DropBlockTypeError, DropBlockValueError: an argument is of a wrong type or out of range.
-        NoTrunkError, TraceError: see :func:`find_stages`.
-        NoMatchError: a stage or pattern matches nothing.
-        AlreadyInjectedError: the model has injected DropBlocks.
-        CompiledModelError: the model is compiled or scripted.
-
-    >>> from torchvision.models import resnet18
-    >>> model = resnet18()
-    >>> keys = list(model.state_dict())
-    >>> report = inject_dropblock(model, stages=[3, 4])
-    >>> report
-    <InjectionReport of 12 sites in ResNet>
-    >>> [(site.name, site.keep_prob) for site in report[5:7]]
-    [('layer3.1.drop_skip', 0.975), ('layer4.0.drop_branch1', 0.9)]
-    >>> list(model.state_dict()) == keys
-    True
-    """
-    return plan_dropblock(
-        model,
-        stages,
-        keep_prob=keep_prob,
-        block_size=block_size,
-        where=where,
-        include=include,
-        exclude=exclude,
-        depth_scaling=depth_scaling,
-        example_input=example_input,
-        strict=strict,
-        **layer_options,
-    ).apply()
-
-
 def plan_dropblock(
     model: nn.Module,
     stages: int | Sequence[int] = (3, 4),
@@ -238,6 +162,74 @@ def plan_dropblock(
     without_skip = finder.unreachable if "skip" in kinds else []
     summary = TraceSummary(trunk.geometry.image_size, tuple(without_skip), trunk.trace.error)
     return InjectionPlan(model, sites, summary, block_size, layer_options)
+
+
+def _with_signature_of(
+    plan: Callable[P, InjectionPlan],
+) -> Callable[[Callable[..., InjectionReport]], Callable[P, InjectionReport]]:
+    """A decorator: the function has the parameters of another one, for type checkers and for ``inspect.signature``."""
+
+    def decorate(function: Callable[..., InjectionReport]) -> Callable[P, InjectionReport]:
+        own = inspect.signature(plan).replace(return_annotation="InjectionReport")
+        function.__signature__ = own  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+@_with_signature_of(plan_dropblock)
+def inject_dropblock(*args: Any, **kwargs: Any) -> InjectionReport:
+    """Puts DropBlocks into a built model, in place. Checkpoint keys, eval output and parameters stay as they are.
+
+    The defaults are those of the paper (arXiv 1810.12890, section 4.1: groups 3 and 4 of a ResNet, block 7, keep 0.9,
+    after each convolution and on the shortcuts) and of its authors' code. It is
+    ``plan_dropblock(...).apply()``: all or nothing.
+
+    The order of things: load weights, convert to SyncBatchNorm, inject, then compile or wrap in DDP or FSDP, then
+    build the optimizer and attach a :class:`KeepProbSchedule`.
+
+    Args:
+        model: any network with a convolutional trunk, in any mode, on any device.
+        stages: which stages, as :func:`find_stages` counts them; negative from the deepest: -1 is the last.
+        keep_prob: share of the feature map to keep in the deepest stage, in (0, 1]; or a mapping
+            ``{stage: keep_prob}``, taken as it is.
+        block_size: as in :func:`drop_block`.
+        where: ``"branch"``: after each convolution unit of a block (and at the branch's end where that is something
+            else); ``"skip"``: on the shortcut, identity or projected, unseen by the branch; ``"output"``: after the
+            addition and its activation; ``"paper"``: branch and skip; or a sequence of them.
+        include, exclude: name patterns over the sites. A site answers to the names of its convolution, of its
+            normalisation and activation, of its block and of its DropBlock: ``"layer4.*.conv2"`` means the same sites
+            in every library. A string is an exact name, a dotted suffix, a shell wildcard, or a regular expression
+            after ``"re:"``. A sequence of strings means any of them. A callable ``(name, module) -> bool`` is asked
+            for each of these names.
+        depth_scaling: with a float `keep_prob`, let each stage further up drop a quarter as much, which is the
+            authors' rule: ``1 - (1 - keep_prob) / 4 ** (deepest - stage)``.
+        example_input: see :func:`find_stages`.
+        strict: if True a stage or pattern that matches nothing is an error, else it is passed over.
+        layer_options: `per_channel`, `rescale`, `calibrated`, `generator`, `inplace` of :class:`DropBlock`.
+
+    Returns:
+        A sequence of :class:`Site`; ``print()`` shows it as a table.
+
+    Raises:
+        DropBlockTypeError, DropBlockValueError: an argument is of a wrong type or out of range.
+        NoTrunkError, TraceError: see :func:`find_stages`.
+        NoMatchError: a stage or pattern matches nothing.
+        AlreadyInjectedError: the model has injected DropBlocks.
+        CompiledModelError: the model is compiled or scripted.
+
+    >>> from torchvision.models import resnet18
+    >>> model = resnet18()
+    >>> keys = list(model.state_dict())
+    >>> report = inject_dropblock(model, stages=[3, 4])
+    >>> report
+    <InjectionReport of 12 sites in ResNet>
+    >>> [(site.name, site.keep_prob) for site in report[5:7]]
+    [('layer3.1.drop_skip', 0.975), ('layer4.0.drop_branch1', 0.9)]
+    >>> list(model.state_dict()) == keys
+    True
+    """
+    return plan_dropblock(*args, **kwargs).apply()
 
 
 def remove_dropblock(model: nn.Module) -> int:
