@@ -7,7 +7,7 @@ from argparse import Namespace
 from typing import Any
 
 from ..placement.plan import plan_dropblock
-from ..placement.selection import _WHERE
+from ..placement.selection import PLACES
 from ..plot import plot_plan
 from .arguments import MODEL, CommandParser, options_of, pixels_or_share
 from .models import build_without_data, example_of
@@ -16,7 +16,7 @@ from .models import build_without_data, example_of
 def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("model", help=MODEL)
     parser.add_stages(plan_dropblock)
-    parser.add_option(plan_dropblock, "where", "places in each block", nargs="+", choices=list(_WHERE))
+    parser.add_option(plan_dropblock, "where", "places in each block", nargs="+", choices=list(PLACES))
     for name, help in (("include", "only the sites of these names"), ("exclude", "no sites of these names")):
         parser.add_option(plan_dropblock, name, f"{help}; * is any text", nargs="+", metavar="PATTERN")
     help = "pixels, or a share of the map"

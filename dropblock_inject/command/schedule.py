@@ -13,7 +13,7 @@ from ..ops.layer import DropBlock
 from ..placement.plan import plan_dropblock
 from ..placement.selection import targets_of
 from ..plot import plot_schedule
-from ..training.schedule import _MODES, KeepProbSchedule
+from ..training.schedule import MODES, KeepProbSchedule
 from .arguments import CommandParser, integer, options_of
 
 _STAGES = (1, 2, 3, 4)
@@ -22,7 +22,7 @@ _STAGES = (1, 2, 3, 4)
 def add_arguments(parser: CommandParser) -> None:
     parser.description = f"{parser.description} The network is taken to have the stages 1, 2, 3 and 4."
     parser.add_argument("--total-steps", type=integer(1), required=True, metavar="N", help="optimizer steps")
-    parser.add_option(KeepProbSchedule, "mode", "shape of the curve", choices=list(_MODES))
+    parser.add_option(KeepProbSchedule, "mode", "shape of the curve", choices=list(MODES))
     parser.add_option(KeepProbSchedule, "start", "keep_prob at the beginning", type=float, metavar="P")
     parser.add_option(KeepProbSchedule, "warmup_steps", "steps at the start value", type=integer(0), metavar="N")
     parser.add_stages(plan_dropblock)

@@ -14,7 +14,7 @@ from ..ops.functional import BlockSize, check_arguments
 from ..surgery.site import Site, Where
 from .patterns import Pattern, closest, entries_of, matches
 
-_WHERE: dict[str, tuple[Where, ...]] = {
+PLACES: dict[str, tuple[Where, ...]] = {
     "paper": ("branch", "skip"),
     "branch": ("branch",),
     "skip": ("skip",),
@@ -43,9 +43,9 @@ def check_layer_options(keep_prob: Any, block_size: BlockSize, options: dict[str
 def kinds_of(where: str | Sequence[str]) -> set[Where]:
     """The kinds of sites that `where` asks for."""
     asked = [where] if isinstance(where, str) else where
-    if not isinstance(asked, Sequence) or not asked or not all(kind in _WHERE for kind in asked):
-        raise DropBlockValueError(f"where must be {', '.join(map(repr, _WHERE))} or a sequence of them, got {where!r}")
-    return {kind for entry in asked for kind in _WHERE[entry]}
+    if not isinstance(asked, Sequence) or not asked or not all(kind in PLACES for kind in asked):
+        raise DropBlockValueError(f"where must be {', '.join(map(repr, PLACES))} or a sequence of them, got {where!r}")
+    return {kind for entry in asked for kind in PLACES[entry]}
 
 
 def choose_stages(
@@ -65,9 +65,9 @@ def choose_stages(
         )
         pixels = "x".join(map(str, image_size))
         last = stages[-1]
-        advice = f"stages=[-2, -1] means its last two, {stages[-2].index} and {last.index}" if len(stages) > 1 else ""
+        advice = f"stages -2 and -1 are its last two, {stages[-2].index} and {last.index}" if len(stages) > 1 else ""
         if min(last.map_size) < 4:
-            advice += "; a map of a single pixel makes no stage: where images are small, pass a larger example_input"
+            advice += "; a map of a single pixel makes no stage: where images are small, try a larger input"
         raise NoMatchError(
             f"no stage {', '.join(map(str, missing))} in the model; for an input of {pixels} pixels it has\n{lines}\n"
             f"({advice.removeprefix('; ')})"
@@ -122,7 +122,7 @@ def choose_sites(model: nn.Module, sites: list[Site], include: Pattern, exclude:
                 if not any(matches(entry, name) for name in names):
                     raise NoMatchError(
                         f"{argument}={entry!r} matches none of the {len(sites)} sites in the chosen stages; closest: "
-                        f"{', '.join(closest(entry, names))}. print(plan_dropblock(model)) lists them all"
+                        f"{', '.join(closest(entry, names))}. Plan without {argument} to see them all"
                     )
     kept = [
         s for s in sites if (include is None or fits(s, include)) and not (exclude is not None and fits(s, exclude))

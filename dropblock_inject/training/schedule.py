@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _STEPS = 4  # the "step" mode goes down in so many steps of equal height
 
-_MODES: dict[str, Callable[[float], float]] = {
+MODES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: progress,
     "cosine": lambda progress: (1 - math.cos(math.pi * progress)) / 2,
     "constant": lambda progress: 1.0,
@@ -97,9 +97,9 @@ class KeepProbSchedule:
                 raise DropBlockTypeError(f"{name} must be a keep_prob in (0, 1], got {value!r}")
             if not 0 < value <= 1:
                 raise DropBlockValueError(f"{name} must be a keep_prob in (0, 1], got {value!r}")
-        if not callable(mode) and not (isinstance(mode, str) and mode in _MODES):
+        if not callable(mode) and not (isinstance(mode, str) and mode in MODES):
             raise DropBlockValueError(
-                f"mode must be one of {', '.join(map(repr, _MODES))} or a callable of progress, got {mode!r}"
+                f"mode must be one of {', '.join(map(repr, MODES))} or a callable of progress, got {mode!r}"
             )
         self.model = model
         self.total_steps = total_steps
@@ -254,7 +254,7 @@ class KeepProbSchedule:
             return 0.0
         progress = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
         if isinstance(self.mode, str):
-            return _MODES[self.mode](progress)
+            return MODES[self.mode](progress)
         fraction = self.mode(progress)
         if not (isinstance(fraction, int | float) and 0 <= fraction <= 1):
             raise DropBlockValueError(

@@ -79,14 +79,14 @@ def test_a_fine_tune_learns_with_dropblock_on(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Classifier()
     callback, trace = DropBlockCallback((-2, -1), **SMALL), Trace()
-    fit = trainer(tmp_path, callback, trace, max_epochs=4)
+    fit = trainer(tmp_path, callback, trace, max_epochs=8)
     fit.fit(module, loader(480), loader(96))
     assert float(fit.callback_metrics["accuracy"]) > 0.5
-    assert callback.schedule.last_step == fit.global_step == 4 * 30
+    assert callback.schedule.last_step == fit.global_step == 8 * 30
     assert trace.values[0] == [1.0] * len(dropblock_sites(module))
     expected = [callback.schedule.value_at(60, site.keep_prob) for site in report_of(module)]
     assert trace.values[60] == pytest.approx(expected)
-    assert fit.callback_metrics["keep_prob/stage3"] == pytest.approx(callback.schedule.value_at(119))
+    assert fit.callback_metrics["keep_prob/stage3"] == pytest.approx(callback.schedule.value_at(239))
     assert CifarResNet(1).load_state_dict(module.network.state_dict(), strict=True)
 
 
