@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
-from ..errors import DropBlockValueError
 from . import dense, sparse
-from .mask_spec import Options, Rescale, mask_spec
+from .mask_spec import Options, mask_spec
 
 _LIBRARY = library.Library("dropblock_inject", "DEF")
 _OPTIONS = "SymInt[] block_size, bool per_channel, str? rescale, bool calibrated, int channel_dim"
@@ -47,7 +46,7 @@ def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, options: 
     if torch.compiler.is_compiling():
         output, _ = torch.ops.dropblock_inject.drop(input, seed, None, _bits(keep_prob), *options)
         output = output.view_as(output)  # Dynamo lets hooks set attributes on this, not on one output of several
-    elif inplace and not input._is_view():
+    elif inplace and not (input._is_view() or torch._C._are_functorch_transforms_active()):
         return _Drop.apply(input, seed, None, None, True, keep_prob, options)[0]
     else:
         output, _, _ = _Drop.apply(input, seed, None, None, False, keep_prob, options)
@@ -91,17 +90,9 @@ def _backend(device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _fake_drop_to(
-    input: Tensor,
-    output: Tensor,
-    seed: Tensor,
-    scale: Tensor | None,
-    blocks: Tensor | None,
-    keep_prob: Any,
-    block_size: Sequence[int],
-    per_channel: bool,
-    rescale: Rescale,
-    *_: Any,
+    input: Tensor, output: Tensor, seed: Tensor, scale: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
+    *_, rescale, _, _ = arguments
     nothing = input.new_empty(0, dtype=torch.int64)
     if scale is not None:
         return nothing, nothing
@@ -167,23 +158,9 @@ class _Drop(torch.autograd.Function):
         return _Drop.apply(tangent, seed, scale, None, ctx.inplace, ctx.keep_prob, ctx.options)[0], None, None
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple, input: Tensor, seed: Tensor, scale: Any, blocks: Any, inplace: bool, *arguments: Any
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, None]]:
-        def call(*tensors: Any) -> tuple[Tensor, Tensor]:
-            return _Drop.apply(*tensors, blocks, False, *arguments)[:2]
-
-        output, new_scale = _one_by_one(call, info, in_dims, input, seed, scale)
-        nothing, dim = seed.new_empty(0), in_dims[0]
-        if not inplace:
-            return (output, new_scale, nothing), (0, 0, None)
-        if dim is None:
-            raise DropBlockValueError(
-                "inplace=True cannot overwrite this input: torch.vmap draws a mask for each sample, and all samples "
-                "have this one tensor; use inplace=False"
-            )
-        input.movedim(dim, 0).copy_(output)
-        return (input, new_scale, nothing), (dim, 0, None)
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple, tuple]:
+        output, scale = _one_by_one(lambda *each: _Drop.apply(*each)[:2], info, in_dims, arguments)
+        return (output, scale, scale.new_empty(0)), (0, 0, None)
 
 
 # Autograd asks for the signature in each call. To derive it anew takes longer than to draw a small mask.
@@ -201,28 +178,19 @@ def _backward(ctx: Any, gradient: Tensor, _: Any) -> tuple:
     return result, *[None] * 8
 
 
-def _vmap(info: Any, in_dims: tuple, input: Tensor, seed: Tensor, scale: Any, *arguments: Any) -> tuple[tuple, tuple]:
-    def call(*tensors: Any) -> tuple[Tensor, Tensor]:
-        return torch.ops.dropblock_inject.drop(*tensors, *arguments)
-
-    return _one_by_one(call, info, in_dims, input, seed, scale), (0, 0)
+def _vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple, tuple]:
+    return _one_by_one(torch.ops.dropblock_inject.drop, info, in_dims, arguments), (0, 0)
 
 
-def _one_by_one(call: Callable[..., tuple], info: Any, in_dims: tuple, *tensors: Any) -> tuple[Tensor, ...]:
-    """The outputs of `call` for each sample of torch.vmap, stacked along a new first axis.
+def _one_by_one(function: Callable, info: Any, in_dims: tuple, arguments: tuple) -> tuple[Tensor, ...]:
+    """The outputs of `function` for each sample of torch.vmap, stacked along a new first axis.
 
     With ``randomness="different"`` torch has drawn a seed for each sample, with ``"same"`` one seed for all.
     """
-    in_dims = in_dims[: len(tensors)]
-    calls = [
-        call(
-            *(
-                tensor if dim is None else tensor.select(dim, index)
-                for tensor, dim in zip(tensors, in_dims, strict=True)
-            )
-        )
-        for index in range(info.batch_size)
-    ]
+    calls = []
+    for index in range(info.batch_size):
+        pairs = zip(arguments, in_dims, strict=True)
+        calls.append(function(*(each.select(dim, index) if isinstance(dim, int) else each for each, dim in pairs)))
     return tuple(map(torch.stack, zip(*calls, strict=True)))
 
 
