@@ -1,4 +1,4 @@
-"""Blocks and what they cover, by going through all positions."""
+"""Blocks and the pixels that they cover, by enumeration."""
 
 import itertools
 
@@ -10,7 +10,7 @@ def seed_positions(map_size, block):
 
 
 def covered_by(map_size, block):
-    """Row per seed position, column per pixel: whether the block that starts there covers it."""
+    """Bool array with a row per seed position and a column per pixel: whether the block covers the pixel."""
     rows = []
     for position in seed_positions(map_size, block):
         pixels = np.zeros(map_size, dtype=bool)

@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels to machine code of GPUs, which need not be there. A test runs it, not interpreted."""
+"""Compiles the Triton kernels for two GPUs, without one and without the interpreter. A test runs this script."""
 
 import triton
 from triton.backends.compiler import GPUTarget

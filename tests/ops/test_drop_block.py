@@ -1,6 +1,7 @@
-"""The operator, its calibration and the layer: what is dropped, how much of it, and what that leaves alone."""
+"""The operator and the layer: the kept share, the masks, the scale, gradients, graphs, and errors for wrong input."""
 
 import copy
+import inspect
 import io
 import itertools
 import math
@@ -31,7 +32,7 @@ def seeded(seed=0):
 
 
 def kept(keep_prob, block_size, shape, seed=0, **options):
-    """Bool mask of what is kept of a map of ones."""
+    """Bool mask of the kept elements."""
     options = {"rescale": None, "generator": seeded(seed), **options}
     return drop_block(torch.ones(shape), keep_prob, block_size, **options) != 0
 
@@ -46,11 +47,11 @@ def is_union_of_full_blocks(dropped, block):
     return bool((explained == dropped).all())
 
 
-# --- how much is kept ------------------------------------------------------------------------------------------------
+# --- the kept share --------------------------------------------------------------------------------------------------
 
 KEEP_PROBS = [0.95, 0.9, 0.8, 0.7, 0.5]
 GRID = [((side, side), block) for side in (7, 14, 28) for block in (3, 5, 7)]
-ODD_CASES = [  # map, block as asked for
+ODD_CASES = [  # map size, block size
     *(((14, 14), 4), ((6, 6), 7), ((5, 5), 7), ((4, 4), 7), ((3, 3), 7), ((7, 14), 5), ((14, 7), 5), ((4, 16), 7)),
     *(((12,), 3), ((5,), 7), ((1, 1), 7), ((1, 9), 3), ((14, 14), 1)),
     *(((10, 10), (2, 5)), ((7, 14), (7, 3)), ((14, 14), 0.5), ((7, 5), 0.3), ((14, 10), (20, 2))),
@@ -60,7 +61,7 @@ CASES = GRID + ODD_CASES
 
 
 def variance_of_kept_share(map_size, block, probability):
-    """Of one map, exactly: from the chance that two pixels are both kept."""
+    """The variance of the kept share of one map, from the probability that two pixels are both kept."""
     cover = covered_by(map_size, block).astype(float)
     seeds_of = cover.sum(0)
     none = 1 - probability
@@ -95,7 +96,7 @@ def test_the_measured_kept_share_is_keep_prob_on_odd_maps_and_blocks(map_size, b
 
 
 @pytest.mark.parametrize(("map_size", "block_size"), CASES)
-def test_gamma_gives_exactly_keep_prob_by_enumeration_of_the_seeds(map_size, block_size):
+def test_gamma_keeps_exactly_keep_prob_by_enumeration_of_the_seeds(map_size, block_size):
     block = block_size_in_force(block_size, map_size)
     seeds_of = covered_by(map_size, block).sum(0)
     for keep_prob in (*KEEP_PROBS, 1.0, 0.999999, 0.99, 0.1, 1e-3):
@@ -146,13 +147,13 @@ def test_the_block_size_in_force_is_clipped_to_the_map_and_a_float_is_a_share_of
     assert block_size_in_force(block_size, map_size) == in_force
     dropped = ~kept(0.98, block_size, (64, 8, *map_size)).numpy().reshape(-1, *map_size)
     assert all(is_union_of_full_blocks(one, in_force) for one in dropped)
-    assert min(int(one.sum()) for one in dropped if one.any()) == math.prod(in_force)  # where one block stands alone
+    assert min(int(one.sum()) for one in dropped if one.any()) == math.prod(in_force)  # the smallest union is one block
 
 
-# --- what is dropped -------------------------------------------------------------------------------------------------
+# --- the masks -------------------------------------------------------------------------------------------------------
 
 
-def test_every_pixel_is_dropped_as_often_as_the_blocks_that_reach_it_make_it():
+def test_the_probability_of_a_pixel_follows_from_the_number_of_blocks_that_cover_it():
     drop_share = 1 - kept(0.9, 7, (4000, 16, 14, 14)).float().mean((0, 1)).numpy()
     expected = 1 - (1 - gamma(0.9, (14, 14), (7, 7))) ** covered_by((14, 14), (7, 7)).sum(0).reshape(14, 14)
     assert np.abs(drop_share - expected).max() < 5 * math.sqrt(0.25 / 64000)
@@ -160,7 +161,7 @@ def test_every_pixel_is_dropped_as_often_as_the_blocks_that_reach_it_make_it():
 
 def test_samples_and_channels_are_masked_independently():
     whole_map = kept(0.5, 7, (4000, 2, 7, 7))[:, :, 0, 0]
-    for pair in (whole_map, whole_map.T.reshape(-1, 2)):  # two channels of one sample; one channel of two samples
+    for pair in (whole_map, whole_map.T.reshape(-1, 2)):  # two channels of a sample, two samples
         assert (pair[:, 0] & pair[:, 1]).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
@@ -197,7 +198,7 @@ def test_a_block_as_large_as_the_map_is_dropout2d(keep_prob):
 
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("rescale", RESCALES)
-def test_what_is_kept_is_scaled_as_rescale_says(rescale, per_channel):
+def test_the_scale_of_kept_elements_is_that_of_the_option_rescale(rescale, per_channel):
     x = torch.randn(6, 4, 9, 9, generator=seeded(1))
     mask = kept(0.7, 3, x.shape, per_channel=per_channel).double()
     scale = {
@@ -215,7 +216,7 @@ def test_what_is_kept_is_scaled_as_rescale_says(rescale, per_channel):
 def test_rescaling_keeps_the_expectation(rescale, dtype):
     output = drop_block(torch.ones(500, 32, 7, 7, dtype=dtype), 0.8, 3, rescale=rescale, generator=seeded())
     mean = output.float().mean((1, 2, 3))
-    half_step = torch.finfo(dtype).eps  # the scale is rounded to the dtype once
+    half_step = torch.finfo(dtype).eps  # the product is rounded to the dtype once
     assert mean.mean().item() == pytest.approx(1, abs=0.01)
     if rescale == "batch":
         assert mean.mean().item() == pytest.approx(1, abs=half_step + 1e-5)
@@ -232,7 +233,7 @@ def test_nothing_kept_gives_zeros(rescale, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_sample_of_which_nothing_is_kept_leaves_the_others_right(dtype):
+def test_a_sample_dropped_whole_does_not_change_the_others(dtype):
     ones = torch.ones(400, 2, 7, 7, dtype=dtype)
     output = drop_block(ones, 0.5, 7, rescale="sample", generator=seeded())
     means = output.float().mean((1, 2, 3))
@@ -248,7 +249,7 @@ def test_large_tensors_of_half_precision_are_right(dtype):
     assert output.max().item() == torch.tensor(1 / share).to(dtype).item()
 
 
-# --- what is left alone ----------------------------------------------------------------------------------------------
+# --- inputs and outputs ----------------------------------------------------------------------------------------------
 
 LAYOUTS = {
     "1-d": lambda: torch.randn(40, 6, 9),
@@ -289,7 +290,7 @@ def test_the_layout_of_the_input_does_not_change_the_result(make):
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # torch 2.14 says that it will be removed
 def test_when_not_training_any_tensor_is_returned():
-    """Such as a quantized network has in eval mode."""
+    """For example the quantized tensor of a converted network in eval mode."""
     for x in (torch.quantize_per_tensor(torch.rand(2, 3, 8, 8), 0.1, 0, torch.quint8), torch.arange(6)):
         assert DropBlock(0.5, 3).eval()(x) is x
 
@@ -299,7 +300,7 @@ INACTIVE = {
     "keep_prob int 1": lambda x: drop_block(x, 1, 3),
     "not training": lambda x: drop_block(x, 0.5, 3, training=False),
     "inplace": lambda x: drop_block(x, 0.5, 3, training=False, inplace=True),
-    "layer in eval": lambda x: DropBlock(0.5, 3).eval()(x),
+    "layer in eval mode": lambda x: DropBlock(0.5, 3).eval()(x),
     "layer at 1": lambda x: DropBlock(1.0, 3)(x),
 }
 
@@ -313,13 +314,13 @@ def test_when_inactive_the_output_is_the_input_and_no_random_number_is_drawn(cal
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8), (2, 3, 0, 8), (0, 3, 8)])
-def test_an_empty_input_comes_back(shape):
+def test_an_empty_input_is_returned(shape):
     x = torch.empty(shape)
     assert drop_block(x, 0.5, 3) is x
 
 
 @pytest.mark.parametrize("shape", [(64, 32, 1), (64, 32, 1, 1), (64, 32, 1, 1, 1)])
-def test_a_one_pixel_map_is_dropped_whole_or_kept(shape):
+def test_a_map_of_one_pixel_is_dropped_or_kept(shape):
     output = drop_block(torch.ones(shape), 0.8, 7, rescale="expected", generator=seeded())
     assert set(output.unique().tolist()) == {0.0, 1.25}
     assert output.ne(0).float().mean().item() == pytest.approx(0.8, abs=0.04)
@@ -327,7 +328,7 @@ def test_a_one_pixel_map_is_dropped_whole_or_kept(shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize("rescale", RESCALES)
-def test_inf_and_nan_that_are_dropped_are_zero_and_the_rest_is_unharmed(rescale, dtype):
+def test_dropped_inf_and_nan_become_zero_and_kept_elements_stay_finite(rescale, dtype):
     mask = kept(0.7, 3, (4, 8, 9, 9))
     poison = torch.where(torch.arange(9 * 9).reshape(9, 9) % 2 == 0, torch.inf, torch.nan)
     x = torch.where(mask, 1.0, poison).to(dtype).requires_grad_()
@@ -339,7 +340,7 @@ def test_inf_and_nan_that_are_dropped_are_zero_and_the_rest_is_unharmed(rescale,
     assert x.grad.isfinite().all()
 
 
-def test_inf_that_is_kept_stays_inf_and_harms_nothing_else():
+def test_a_kept_inf_stays_inf_and_changes_nothing_else():
     mask = kept(0.7, 3, (2, 2, 9, 9))
     x = torch.ones(2, 2, 9, 9)
     where = tuple(mask.nonzero()[0])
@@ -353,7 +354,7 @@ def test_inf_that_is_kept_stays_inf_and_harms_nothing_else():
 # --- random numbers --------------------------------------------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_mask_and_another_seed_another():
+def test_equal_seeds_give_equal_masks_and_different_seeds_different_ones():
     x = torch.randn(2, 3, 14, 14)
     outputs = []
     for seed in (3, 3, 4):
@@ -375,7 +376,7 @@ def test_a_generator_gives_reproducible_masks_and_leaves_the_global_stream_alone
 
 
 @pytest.mark.parametrize("with_generator", [False, True])
-def test_ranks_that_are_seeded_alike_draw_masks_of_their_own(with_generator):
+def test_ranks_with_the_same_seed_draw_different_masks(with_generator):
     x, masks = torch.ones(2, 3, 14, 14), []
     for rank in (None, 0, 1, 2):
         torch.manual_seed(3)
@@ -427,7 +428,7 @@ def saved_bytes(call, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rescale", RESCALES)
 def test_little_is_saved_for_backward(rescale, dtype, block_size, per_channel):
-    """Where the blocks are, if they are few: at most a 32nd of the tensor. Else seed, keep_prob and scale."""
+    """The seed, the scale, and the blocks if they take at most a 32nd of the tensor."""
     x = torch.randn(8, 64, 28, 28, requires_grad=True, dtype=dtype)
     saved = saved_bytes(lambda x: drop_block(x, 0.9, block_size, rescale=rescale, per_channel=per_channel), x)
     assert saved <= x.nbytes / 32 + 8 + 8 + 4 * (8 if rescale == "sample" else 1)
@@ -454,7 +455,7 @@ def test_inplace_overwrites_the_input_with_the_same_result(rescale, dtype):
 
 @pytest.mark.parametrize("channel_dim", [1, -1])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_inplace_on_a_view_writes_nothing_beside_it(per_channel, channel_dim):
+def test_inplace_on_a_view_writes_only_to_the_view(per_channel, channel_dim):
     base = torch.randn(6, 20, 20, 20, generator=seeded(1))
     view = base[1:5, 3:17:2, :, 4:13].transpose(1, 2)
     beside = base.clone()
@@ -517,7 +518,7 @@ UNREADABLE = "it is one of several views, .* or a view that autograd did not rec
         (made_in_inference_mode, "it was made in inference mode"),
     ],
 )
-def test_inplace_is_refused_on_tensors_that_torch_would_not_overwrite(make, named):
+def test_inplace_is_refused_on_tensors_that_torch_does_not_overwrite(make, named):
     x = make(torch.randn(2, 4, 8, 8, requires_grad=True))
     before, state = x.clone(), torch.get_rng_state()
     with pytest.raises(ValueError, match=f"inplace=True cannot overwrite this input: {named}.*; use inplace=False"):
@@ -567,7 +568,7 @@ def test_inplace_gives_the_right_gradient_where_it_is_allowed(before):
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_activation_checkpointing_recomputes_the_same_mask(use_reentrant):
-    # The square on both sides of the mask: another mask on recomputation would change the gradient.
+    # With a square on both sides of the mask, a different mask on recomputation would change the gradient.
     layer = DropBlock(0.5, 3)
 
     def segment(x):
@@ -578,7 +579,7 @@ def test_activation_checkpointing_recomputes_the_same_mask(use_reentrant):
         torch.manual_seed(0)
         x = torch.linspace(1, 2, 4 * 4 * 64).reshape(4, 4, 8, 8).requires_grad_()
         output = run(x)
-        torch.rand(7)  # the stream moves on between forward and backward
+        torch.rand(7)  # random numbers between the forward and the backward pass
         output.sum().backward()
         assert torch.equal(x.grad != 0, output != 0)
         grads.append(x.grad)
@@ -598,13 +599,13 @@ LAYERS = [
 
 @pytest.mark.parametrize("layer", LAYERS, ids=repr)
 def test_the_repr_is_the_call_that_makes_the_layer(layer):
-    twin = eval(repr(layer), {"DropBlock": DropBlock})
-    assert repr(twin) == repr(layer)
+    other = eval(repr(layer), {"DropBlock": DropBlock})
+    assert repr(other) == repr(layer)
     options = ("keep_prob", "block_size", "per_channel", "rescale", "calibrated", "channel_dim", "inplace")
-    assert all(getattr(twin, option) == getattr(layer, option) for option in options)
+    assert all(getattr(other, option) == getattr(layer, option) for option in options)
 
 
-def test_the_repr_shows_no_more_than_was_asked_for():
+def test_the_repr_leaves_out_the_defaults():
     assert repr(DropBlock()) == "DropBlock(keep_prob=0.9, block_size=7)"
     assert repr(DropBlock(0.8, 3, rescale="sample")) == "DropBlock(keep_prob=0.8, block_size=3, rescale='sample')"
 
@@ -614,26 +615,26 @@ def test_the_repr_shows_no_more_than_was_asked_for():
 def test_a_copy_is_an_equal_and_independent_layer(copied, layer):
     layer.train()
     x = torch.randn(2, 8, 8, 8)
-    twin = copied(layer)
+    other = copied(layer)
     outputs = []
-    for one in (layer, twin):
+    for one in (layer, other):
         torch.manual_seed(0)
         outputs.append(one(x.clone()))
     assert torch.equal(*outputs)
     before = layer.keep_prob
-    twin.eval().keep_prob = 0.3
-    assert (layer.training, layer.keep_prob, twin.keep_prob) == (True, before, 0.3)
+    other.eval().keep_prob = 0.3
+    assert (layer.training, layer.keep_prob, other.keep_prob) == (True, before, 0.3)
 
 
 def test_a_copy_of_a_layer_with_a_generator_draws_the_same_masks():
     layer = DropBlock(0.5, 3, generator=seeded(5))
-    twins = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
+    copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
     x = torch.ones(2, 4, 8, 8)
     expected = layer(x)
-    assert all(torch.equal(twin(x), expected) for twin in twins)
+    assert all(torch.equal(other(x), expected) for other in copies)
 
 
-def test_a_layer_leaves_nothing_in_the_state_dict():
+def test_a_layer_adds_nothing_to_the_state_dict():
     layer = DropBlock(0.5)
     assert not layer.state_dict()
     assert not list(layer.parameters())
@@ -650,8 +651,15 @@ def test_keep_prob_can_be_set_between_two_steps_and_the_target_stays():
         assert (layer.keep_prob, layer.target_keep_prob) == (keep_prob, 0.9)
 
 
+def test_the_layer_has_the_arguments_and_defaults_of_the_function():
+    layer, function = (dict(inspect.signature(one).parameters) for one in (DropBlock, drop_block))
+    assert function.pop("input").name == "input"
+    assert function.pop("training").default is True
+    assert layer == function
+
+
 @pytest.mark.parametrize("layer", LAYERS, ids=repr)
-def test_the_layer_is_the_function(layer):
+def test_the_layer_computes_the_function(layer):
     x = torch.randn(4, 8, 8, 8)
     options = ("per_channel", "rescale", "calibrated", "channel_dim", "inplace")
     torch.manual_seed(0)
@@ -669,7 +677,7 @@ def small_net(**options):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")
 @pytest.mark.parametrize("model", [DropBlock(0.9, 3), small_net()], ids=["layer", "net"])
-def test_scripting_is_refused_with_the_ways_out(model):
+def test_scripting_is_refused_and_the_error_names_alternatives(model):
     message = r"cannot be compiled by torch\.jit\.script: call remove_dropblock\(model\) first.*or use torch\.compile"
     with pytest.raises(DropBlockInjectError, match=message):
         torch.jit.script(model)
@@ -745,7 +753,7 @@ def test_a_compiled_graph_saves_the_seed_and_not_the_mask(rescale):
 @pytest.mark.parametrize("rescale", RESCALES)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_compiled_gradient_has_the_mask_and_the_scale_of_the_output(backend, rescale):
-    """On ones it is the output itself. keep_prob is a constant of the first graph and data of the second."""
+    """On ones the gradient is the output. keep_prob is a constant of the first graph and an input of the second."""
     if backend == "inductor":
         skip_without_a_compiler()
     for inplace in (False, True):
@@ -762,8 +770,8 @@ def test_a_compiled_gradient_has_the_mask_and_the_scale_of_the_output(backend, r
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("block_size", [3, 9])  # the blocks are drawn again, or saved
-def test_a_hook_that_rounds_what_is_saved_does_not_change_the_mask(block_size, compiled):
+@pytest.mark.parametrize("block_size", [3, 9])  # with blocks of 3 they are drawn again, with blocks of 9 they are saved
+def test_hooks_that_round_saved_tensors_do_not_change_the_mask(block_size, compiled):
     torch._dynamo.reset()
     model = nn.Sequential(nn.Identity(), DropBlock(0.9, block_size, rescale="sample"))
     call = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
@@ -780,7 +788,7 @@ def test_a_hook_that_rounds_what_is_saved_does_not_change_the_mask(block_size, c
             output = call(x)
         output.sum().backward()
         assert torch.equal(x.grad == 0, output == 0)
-        torch.testing.assert_close(x.grad, output, rtol=2**-8, atol=0)  # the scale is rounded as asked for
+        torch.testing.assert_close(x.grad, output, rtol=2**-8, atol=0)  # the scale was rounded
     assert packed
 
 
@@ -793,7 +801,7 @@ def test_a_compiled_layer_overwrites_its_input_if_asked():
     assert (x == 0).any()
 
 
-def test_a_default_device_of_the_user_is_not_that_of_the_mask():
+def test_a_default_device_does_not_change_the_device_of_the_mask():
     with torch.device("meta"):
         output = drop_block(torch.ones(4, 8, 14, 14, device="cpu", requires_grad=True), 0.9, 7, rescale="sample")
         output.sum().backward()
@@ -802,7 +810,7 @@ def test_a_default_device_of_the_user_is_not_that_of_the_mask():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of opcheck itself
-def test_the_operations_are_what_torch_demands_of_them():
+def test_the_custom_operations_pass_opcheck():
     x, seed, bits = torch.randn(2, 3, 8, 8), torch.tensor(5), torch.tensor(0.6, dtype=torch.float64).view(torch.int64)
     for rescale in RESCALES:
         options = [3, 3], True, rescale, True, 1
@@ -825,10 +833,10 @@ def test_forward_mode_and_nested_derivatives():
     torch.testing.assert_close(cubes, 6 * call(torch.ones_like(x)) ** 3 * x * x)
 
 
-def test_a_compiled_layer_keeps_the_share_asked_for_at_every_value():
+def test_a_compiled_layer_keeps_keep_prob_at_each_value():
     torch._dynamo.reset()
     layer = DropBlock(0.9, 5)
-    # torch 2.6 no longer compiles a module in one graph once it computed nothing, as a lone layer does at keep_prob 1.
+    # With the layer alone the graph would be empty at keep_prob 1. torch 2.6 then gives up compiling the module.
     compiled = torch.compile(nn.Sequential(nn.ReLU(), layer), backend="aot_eager", fullgraph=True)
     x = torch.ones(400, 16, 10, 10)
     for keep_prob in (0.95, 0.9, 0.7, 0.5, 1.0, 0.6):
@@ -840,7 +848,7 @@ def test_a_compiled_layer_keeps_the_share_asked_for_at_every_value():
     assert torch.equal(compiled.eval()(x), x)
 
 
-def test_an_export_in_eval_holds_no_random_op():
+def test_an_export_in_eval_has_no_random_operation():
     exported = torch.export.export(small_net().eval(), (torch.randn(2, 3, 12, 12),))
     targets = [str(node.target) for node in exported.graph.nodes]
     assert sum("conv" in target for target in targets) == 2
@@ -855,7 +863,7 @@ SHARE = r"block_size={}: a float is a share of the map and must be in \(0, 1\); 
 AXES = r"block_size must hold an int of at least 1 per spatial axis, got {}"
 KIND = r"block_size must be an int, a sequence of ints or a float in \(0, 1\), got {}"
 
-WRONG_OPTIONS = [  # for the function and for the layer
+WRONG_OPTIONS = [  # of the function and of the layer
     ({"keep_prob": 0}, ValueError, RANGE.format("0")),
     ({"keep_prob": 0.0}, ValueError, RANGE.format(r"0\.0")),
     ({"keep_prob": -0.1}, ValueError, RANGE.format(r"-0\.1")),
@@ -884,7 +892,7 @@ WRONG_OPTIONS = [  # for the function and for the layer
 RANK = r"drop_block expects an input of shape \(N, C, L\), \(N, C, H, W\) or \(N, C, D, H, W\), got {}"
 CHANNEL = r"channel_dim={} is not an axis after the batch of an input of shape \(2, 3, 8, 8\)"
 
-WRONG_INPUTS = [  # shows at the first forward
+WRONG_INPUTS = [  # found in the forward pass
     (torch.ones(8), {}, ValueError, RANK.format(r"\(8,\)$")),
     (torch.ones(3, 8), {}, ValueError, RANK.format(r"\(3, 8\); add the batch axis with input\.unsqueeze\(0\)")),
     (torch.ones(1, 1, 1, 1, 1, 1), {}, ValueError, RANK.format(r"\(1, 1, 1, 1, 1, 1\)$")),
@@ -923,7 +931,7 @@ def test_wrong_options_are_refused_with_the_value_in_the_message(options, error,
 
 
 @pytest.mark.parametrize(("options", "error", "message"), [row for row in WRONG_OPTIONS if "keep_prob" in row[0]])
-def test_setting_a_wrong_keep_prob_is_refused_and_changes_nothing(options, error, message):
+def test_a_wrong_keep_prob_is_refused_and_not_set(options, error, message):
     layer = DropBlock(0.8)
     with pytest.raises(error, match=message):
         layer.keep_prob = options["keep_prob"]
@@ -931,14 +939,14 @@ def test_setting_a_wrong_keep_prob_is_refused_and_changes_nothing(options, error
 
 
 @pytest.mark.parametrize(("input", "options", "error", "message"), WRONG_INPUTS)
-def test_wrong_inputs_are_refused_with_what_was_found(input, options, error, message):
+def test_wrong_inputs_are_refused_with_their_description(input, options, error, message):
     for call in (lambda: drop_block(input, **options), lambda: DropBlock(**options)(input)):
         with pytest.raises(error, match=message) as caught:
             call()
         assert isinstance(caught.value, DropBlockInjectError)
 
 
-def test_a_compiled_layer_takes_other_batches_and_maps():
+def test_a_compiled_layer_takes_different_batches_and_maps():
     torch._dynamo.reset()
     compiled = torch.compile(DropBlock(0.9, 2), fullgraph=True, backend="aot_eager")
     for shape in ((4, 8, 6, 6), (3, 8, 6, 6), (5, 8, 7, 9)):

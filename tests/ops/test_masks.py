@@ -1,7 +1,7 @@
-"""The ways of drawing a mask against each other and against the definition, in numpy and by counting.
+"""The three backends that draw masks, against each other, against numpy, and against the distribution by definition.
 
-``dense`` is the definition in tensor operations, ``sparse`` the way taken on the CPU, ``kernels`` the one on a GPU.
-Where there is none Triton's interpreter runs them.
+``dense`` is the definition in tensor operations, ``sparse`` runs on the CPU, ``kernels`` on a GPU or in the interpreter
+of Triton.
 """
 
 import itertools
@@ -32,14 +32,14 @@ def drop_by_blocks(input, output, seed, scale, spec):
     return sparse.drop(input, output, seed, scale, None, spec)[0]
 
 
-WAYS = {"dense": dense, "sparse": SimpleNamespace(drop=drop_by_blocks, __name__="sparse")}
+BY_NAME = {"dense": dense, "sparse": SimpleNamespace(drop=drop_by_blocks, __name__="sparse")}
 
 
 @pytest.fixture
 def backend(request):
-    """A way of drawing masks, by its name: an object with a function `drop`."""
+    """A backend by its name: an object with a function `drop`."""
     if request.param != "kernels":
-        return WAYS[request.param]
+        return BY_NAME[request.param]
     return pytest.importorskip("dropblock_inject.ops.triton_kernels", reason="Triton is not installed")
 
 
@@ -49,25 +49,28 @@ def pytest_generate_tests(metafunc):
 
 
 def drop(backend, input, keep_prob, block, *, seed=0, channel_dim=1, per_channel=True, rescale=None, inplace=False):
-    """Of a tensor on the CPU; the kernels work on a copy on the GPU if there is one."""
+    """The output and the scale for a tensor on the CPU. The kernels run on a GPU if there is one."""
     device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
-    given = input.to(device)
+    on_device = input.to(device)
     spec = mask_spec(
-        tuple(given.shape), given.dtype, keep_prob, Options(block, per_channel, rescale, True, channel_dim)
+        tuple(on_device.shape), on_device.dtype, keep_prob, Options(block, per_channel, rescale, True, channel_dim)
     )
-    output = given if inplace else torch.empty_like(given)
+    output = on_device if inplace else torch.empty_like(on_device)
     large = {}
-    if backend.__name__.endswith("kernels") and device == "cpu":  # few large programs are fast to interpret
-        large = {"_MAPS": power_of_2(given.numel() // math.prod(spec.map_size)), "_ELEMENTS": power_of_2(given.numel())}
+    if backend.__name__.endswith("kernels") and device == "cpu":  # the interpreter is faster with few large programs
+        large = {
+            "_MAPS": power_of_2(on_device.numel() // math.prod(spec.map_size)),
+            "_ELEMENTS": power_of_2(on_device.numel()),
+        }
     with mock.patch.multiple(backend, **large) if large else nullcontext():
-        scale = backend.drop(given, output, torch.tensor(seed, device=device), None, spec)
+        scale = backend.drop(on_device, output, torch.tensor(seed, device=device), None, spec)
     if inplace:
-        input.copy_(given)
+        input.copy_(on_device)
     return output.cpu(), scale.cpu()
 
 
 def power_of_2(at_least):
-    return min(1 << max(at_least - 1, 31).bit_length(), 1 << 20)  # the most that Triton allows
+    return min(1 << max(at_least - 1, 31).bit_length(), 1 << 20)  # the largest that Triton allows
 
 
 def dropped(backend, shape, keep_prob, block, **options):
@@ -75,7 +78,7 @@ def dropped(backend, shape, keep_prob, block, **options):
 
 
 def grown(seeds, map_size, block):
-    """The flat maps that blocks at these seeds (maps, positions) cover. By brute force."""
+    """The flat maps covered by the blocks of these seeds (maps, positions), by brute force."""
     return (seeds.astype(int) @ covered_by(map_size, block).astype(int)) > 0
 
 
@@ -89,14 +92,14 @@ MASK_CASES = [
 @pytest.mark.parametrize("channel_dim", [1, -1])
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize(("map_size", "block"), MASK_CASES)
-@pytest.mark.parametrize("way", ["dense", "sparse"])
-def test_what_is_dropped_are_the_blocks_at_the_seeds(way, map_size, block, per_channel, channel_dim):
+@pytest.mark.parametrize("name", ["dense", "sparse"])
+def test_the_dropped_pixels_are_the_blocks_of_the_seeds(name, map_size, block, per_channel, channel_dim):
     samples, channels = 6, 5
     shape = (samples, channels, *map_size) if channel_dim == 1 else (samples, *map_size, channels)
     masks = channels if per_channel else 1
     count = len(seed_positions(map_size, block))
     probability = gamma(0.6, map_size, block)
-    if way == "sparse":
+    if name == "sparse":
         seeds = np.zeros(samples * masks * count, dtype=bool)
         seeds[sparse._draw(probability, seeds.size, 7).long().numpy()] = True
         seeds = seeds.reshape(samples, masks, count)
@@ -108,7 +111,7 @@ def test_what_is_dropped_are_the_blocks_at_the_seeds(way, map_size, block, per_c
     expected = grown(seeds.reshape(-1, count), map_size, block).reshape(samples, masks, *map_size)
 
     mask = dropped(
-        WAYS[way],
+        BY_NAME[name],
         shape,
         0.6,
         block,
@@ -126,8 +129,10 @@ def test_what_is_dropped_are_the_blocks_at_the_seeds(way, map_size, block, per_c
     ("map_size", "block", "channel_dim"),
     [((5,), (2,), 1), ((5,), (3,), -1), ((3, 4), (2, 3), 1), ((4, 3), (3, 2), -1), ((3, 2, 3), (2, 2, 2), 1)],
 )
-def test_every_mask_comes_as_often_as_independent_seeds_make_it(backend, map_size, block, channel_dim, per_channel):
-    """The whole distribution over masks, by enumerating all sets of seeds: nothing about how they are drawn."""
+def test_every_mask_has_the_frequency_that_independent_seeds_give_it(
+    backend, map_size, block, channel_dim, per_channel
+):
+    """The distribution over all masks, by enumeration of the sets of seeds, independent of how they are drawn."""
     cover, probability = covered_by(map_size, block), gamma(0.6, map_size, block)
     expected = Counter()
     for seeds in itertools.product((False, True), repeat=len(cover)):
@@ -150,7 +155,7 @@ def test_every_mask_comes_as_often_as_independent_seeds_make_it(backend, map_siz
 
 
 def chi_square(found, expected):
-    """In standard deviations from its mean, for many cells."""
+    """Pearson's statistic over many cells, in standard deviations from its mean."""
     found, expected = np.asarray(found, float), np.asarray(expected, float)
     cells = expected > 5
     statistic = ((found[cells] - expected[cells]) ** 2 / expected[cells]).sum()
@@ -158,7 +163,7 @@ def chi_square(found, expected):
 
 
 @pytest.mark.parametrize("keep_prob", [0.98, 0.7])
-def test_seeds_are_binomial_in_number_uniform_in_place_and_independent(backend, keep_prob):
+def test_seeds_are_binomial_in_number_uniform_in_position_and_independent(backend, keep_prob):
     """Blocks of one pixel are the seeds themselves."""
     maps, side = 20_000, 6
     seeds = dropped(backend, (maps // 20, 20, side, side), keep_prob, (1, 1)).reshape(maps, -1).numpy()
@@ -171,18 +176,18 @@ def test_seeds_are_binomial_in_number_uniform_in_place_and_independent(backend, 
     for one, other in [
         *((seeds[:, i], seeds[:, j]) for i, j in ((0, 1), (0, side), (5, 30), (17, 18))),  # two pixels of a map
         *((seeds[:-shift].ravel(), seeds[shift:].ravel()) for shift in (1, 20)),  # two channels, two samples
-        (seeds.ravel()[:-1], seeds.ravel()[1:]),  # neighbours in the order of drawing, over the ends of maps
+        (seeds.ravel()[:-1], seeds.ravel()[1:]),  # neighbours in memory, across the ends of maps
     ]:
         error = math.sqrt(both * (1 - both) / len(one))
         assert np.mean(one & other) == pytest.approx(both, abs=5 * error)
 
 
 @pytest.mark.parametrize(("side", "block", "keep_prob"), [(14, 7, 0.9), (28, 7, 0.9), (14, 3, 0.7), (7, 7, 0.5)])
-def test_the_number_of_dropped_pixels_of_a_map_is_distributed_as_by_definition(backend, side, block, keep_prob):
+def test_the_number_of_dropped_pixels_of_a_map_has_the_distribution_of_the_definition(backend, side, block, keep_prob):
     shape, block = (1000, 10, side, side), (block, block)
     counts = [
-        dropped(way, shape, keep_prob, block, seed=seed).sum((2, 3)).flatten().bincount(minlength=side**2 + 1)
-        for way, seed in ((dense, 1), (backend, 2))
+        dropped(which, shape, keep_prob, block, seed=seed).sum((2, 3)).flatten().bincount(minlength=side**2 + 1)
+        for which, seed in ((dense, 1), (backend, 2))
     ]
     one, two = (count.numpy() for count in counts)
     seen = one + two >= 10
@@ -234,14 +239,14 @@ def test_the_result_is_mask_times_scale_rounded_once(backend, per_channel, resca
     assert scale.shape == wanted.shape
     torch.testing.assert_close(scale.double(), wanted.double(), rtol=1e-6, atol=0)
     expected = torch.where(kept, x.to(scale.dtype) * scale, 0).to(dtype)
-    # Triton's interpreter cuts bfloat16 off where a GPU rounds it: the last bit differs.
+    # Triton's interpreter truncates to bfloat16 where a GPU rounds: the last bit differs.
     interpreted = backend.__name__.endswith("kernels") and DEVICE == "cpu"
     last_bit = 2**-7 if interpreted and dtype == torch.bfloat16 else 0
     torch.testing.assert_close(output, expected, rtol=last_bit, atol=0)
     assert (output.dtype, scale.dtype) == (dtype, torch.promote_types(dtype, torch.float32))
 
 
-def test_a_scale_that_is_known_is_used_as_it_is(backend):
+def test_a_given_scale_is_used(backend):
     device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
     x = torch.ones(2, 3, 8, 8, device=device)
     spec = mask_spec((2, 3, 8, 8), x.dtype, 0.7, Options((3, 3), True, "batch", True, 1))
@@ -251,12 +256,12 @@ def test_a_scale_that_is_known_is_used_as_it_is(backend):
 
 
 @pytest.mark.parametrize("keep_prob", [1 - 1e-9, 1 - 1e-16, 1e-7, 1e-300])
-def test_extreme_shares(backend, keep_prob):
+def test_extreme_values_of_keep_prob_drop_nothing_or_all(backend, keep_prob):
     mask = dropped(backend, (2, 4, 9, 9), keep_prob, (3, 3))
     assert not mask.any() if keep_prob > 0.5 else mask.all()
 
 
-def test_every_seed_gives_another_mask_and_the_same_one_again(backend):
+def test_different_seeds_give_different_masks_and_equal_seeds_equal_ones(backend):
     seeds = [0, 1, -1, 2**62 + 5, -(2**63) + 7, 2**32 - 2]
     masks = [dropped(backend, (2, 8, 9, 9), 0.7, (3, 3), seed=seed) for seed in (*seeds, *seeds)]
     assert len({mask.numpy().tobytes() for mask in masks[:6]}) == 6
@@ -281,7 +286,7 @@ def test_the_kernels_compile_for_gpus(tmp_path):
         ((8, 0), {torch.float16, torch.float32, torch.bfloat16}),
     ],
 )
-def test_a_gpu_runs_the_kernels_that_triton_can_compile_for_it(capability, dtypes):
+def test_the_kernels_serve_the_gpus_and_dtypes_that_triton_compiles_for(capability, dtypes):
     kernels = pytest.importorskip("dropblock_inject.ops.triton_kernels", reason="Triton is not installed")
     with mock.patch("torch.cuda.get_device_capability", return_value=capability):
         for dtype in (torch.float16, torch.float32, torch.bfloat16):
@@ -291,8 +296,8 @@ def test_a_gpu_runs_the_kernels_that_triton_can_compile_for_it(capability, dtype
 
 @pytest.mark.parametrize("calibrated", [True, False])
 @pytest.mark.parametrize("keep_prob", [1e-40, 1e-300])
-def test_the_expected_scale_is_finite_however_little_is_kept(backend, keep_prob, calibrated):
-    """An infinite one would make NaN of the zeros that ReLU puts out."""
+def test_the_expected_scale_is_finite_for_every_keep_prob(backend, keep_prob, calibrated):
+    """An infinite scale would turn zeros, for example those of ReLU, into NaN."""
     device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
     x = torch.zeros(2, 3, 9, 9, device=device)
     spec = mask_spec(tuple(x.shape), x.dtype, keep_prob, Options((3, 3), True, "expected", calibrated, 1))

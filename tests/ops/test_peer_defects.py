@@ -38,7 +38,7 @@ def kept_share(keep_prob, block_size, map_size, maps=4096, **options):
         ),
     ],
 )
-def test_the_kept_share_is_the_one_asked_for(keep_prob, block_size, map_size):
+def test_the_kept_share_is_keep_prob(keep_prob, block_size, map_size):
     maps = 16 * 4096 if block_size >= max(map_size) else 4096
     assert kept_share(keep_prob, block_size, map_size, maps) == pytest.approx(keep_prob, abs=0.005)
 
@@ -93,7 +93,7 @@ def test_large_maps_survive_half_precision(dtype, shape):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit")
-def test_scripting_is_refused_with_the_way_out():
+def test_scripting_is_refused_and_the_error_names_an_alternative():
     """torchvision: an error from inside the compiler."""
     with pytest.raises(RuntimeError, match=r"remove_dropblock\(model\)"):
         torch.jit.script(DropBlock(0.9, 3))
@@ -119,7 +119,7 @@ def test_an_fx_graph_of_the_train_mode_drops_nothing_in_eval():
 @pytest.mark.parametrize("backend", ["aot_eager", "eager"])
 @pytest.mark.parametrize("before", [nn.Conv2d(4, 4, 3), nn.ReLU()], ids=lambda module: type(module).__name__)
 def test_a_schedule_of_30_values_compiles_at_most_twice(before, backend):
-    """timm and torchvision: torch gives up at the ninth value, with the backend eager even before."""
+    """timm and torchvision: torch gives up at the ninth value, with the eager backend before it."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     layer = DropBlock(0.5, 3)
@@ -131,11 +131,11 @@ def test_a_schedule_of_30_values_compiles_at_most_twice(before, backend):
     assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
-def test_inplace_after_relu_is_refused_in_the_forward():
+def test_inplace_after_relu_is_refused_in_the_forward_pass():
     """timm and torchvision: RuntimeError in the backward pass."""
     x = torch.randn(2, 4, 9, 9, requires_grad=True)
     with pytest.raises(ValueError, match="inplace=True cannot overwrite this input"):
-        nn.Sequential(nn.ReLU(), DropBlock(0.8, 5, inplace=True))(x)  # at the forward already
+        nn.Sequential(nn.ReLU(), DropBlock(0.8, 5, inplace=True))(x)
     nn.Sequential(nn.ReLU(), DropBlock(0.8, 5))(x).sum().backward()
     assert x.grad.isfinite().all()
 
@@ -226,8 +226,8 @@ def test_maps_smaller_than_the_block_are_dropped_too(map_size):
     assert output.isfinite().all()
 
 
-def test_a_schedule_that_starts_without_dropping_gets_going():
-    """PyTorch-Encoding: it drops nothing for ever."""
+def test_a_schedule_that_starts_at_1_reaches_its_target():
+    """PyTorch-Encoding: it never drops anything."""
     model = DropBlock(0.9, 3)
     schedule = KeepProbSchedule(model, 100, start=1.0)
     x = torch.ones(64, 8, 9, 9)
@@ -247,7 +247,7 @@ def test_a_block_one_larger_than_the_map_works(map_size):
     assert output.mean().item() == pytest.approx(1, abs=1e-4)
 
 
-def test_the_schedule_has_the_length_asked_for_and_forwards_do_not_move_it():
+def test_the_schedule_has_the_given_length_and_forward_passes_do_not_move_it():
     """MetaOptNet and its copies: 40,000 steps whatever the training, counted in eval mode too, in no checkpoint."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), DropBlock(0.9, 3))
     schedule = KeepProbSchedule(model, 7)

@@ -1,4 +1,4 @@
-"""What holds for every input and every choice of options: of the operator, its calibration and the schedule."""
+"""Properties of the operator, of gamma and of the schedule that hold for every input and every choice of options."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from dropblock_inject.ops.gamma import gamma
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 RESCALES = ["batch", "sample", "expected", None]
-# Below 1e-38 its inverse, the scale of rescale="expected", is no number of fp32.
+# Below 1e-38 the inverse, the scale of rescale="expected", overflows fp32.
 KEEP_PROBS = st.sampled_from([1e-30, 1e-7, 0.5, 0.9, 1 - 2**-53]) | st.floats(1e-3, 1, exclude_max=True)
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -31,25 +31,25 @@ def seeded(seed):
 
 
 def through(order):
-    """A layout: the axes lie in memory in this order."""
+    """A layout in which the axes have this order in memory."""
     return lambda x: x.permute(order).contiguous().permute(np.argsort(order).tolist())
 
 
 def sliced(x):
-    """A layout: every second element of a larger tensor along each axis, from the second on."""
+    """A layout that is every second element of a larger tensor along each axis."""
     base = torch.full([2 * size + 3 for size in x.shape], 7.0, dtype=x.dtype)
     view = base[tuple(slice(1, 1 + 2 * size, 2) for size in x.shape)]
     return view.copy_(x)
 
 
 def expanded(axis):
-    """A layout: one element in memory for all along this axis."""
+    """A layout in which all elements along this axis share their memory."""
     return lambda x: x.narrow(axis, 0, min(1, x.shape[axis])).expand_as(x)
 
 
 @dataclass
 class Case:
-    """A call of drop_block, to be repeated with the same random numbers."""
+    """A call of drop_block that can be repeated with the same random numbers."""
 
     shape: tuple
     layout: object
@@ -60,7 +60,7 @@ class Case:
     seed: int
 
     def input(self):
-        """Random numbers, none of them 0 or close to it."""
+        """Random numbers away from 0."""
         x = torch.randn(self.shape, generator=seeded(self.seed), dtype=torch.float64)
         return self.layout(torch.where(x < 0, x - 0.5, x + 0.5).to(self.dtype))
 
@@ -117,11 +117,11 @@ def cases(draw, empty=False, in_memory_once=False):
     )
 
 
-# --- what is right, told without the library -------------------------------------------------------------------------
+# --- references without the library ----------------------------------------------------------------------------------
 
 
 def opened(dropped, block):
-    """The union of the blocks that lie within what is dropped, on the last axes (a morphological opening)."""
+    """The union of all blocks within the dropped pixels, on the last axes (a morphological opening)."""
     axes = tuple(range(-len(block), 0))
     starts = np.lib.stride_tricks.sliding_window_view(dropped, block, axis=axes).all(axis=axes)
     union = np.zeros_like(dropped)
@@ -131,7 +131,7 @@ def opened(dropped, block):
 
 
 def assert_masked_and_rescaled(case, values, dropped, result):
-    """That `result` is 0 where dropped and `values` times the scale elsewhere, rounded once."""
+    """Asserts that `result` is 0 where dropped, and elsewhere `values` times the scale, rounded once."""
     precision = torch.promote_types(case.dtype, torch.float32)
     per_sample = case.options["rescale"] == "sample"
     groups = zip(values, dropped, result, strict=True) if per_sample else [(values, dropped, result)]
@@ -142,7 +142,10 @@ def assert_masked_and_rescaled(case, values, dropped, result):
         scale = {None: 1.0, "expected": 1 / case.keep_prob}.get(case.options["rescale"], counted)
         scale = torch.tensor(scale, dtype=torch.float64).to(precision)
         infinity = torch.tensor(math.inf, dtype=precision)
-        rounded = [scale, *(torch.nextafter(scale, end) for end in (infinity, -infinity))]  # division rounds too
+        rounded = [
+            scale,
+            *(torch.nextafter(scale, end) for end in (infinity, -infinity)),
+        ]  # the division may round either way
         expected = [(before[~gone].to(precision) * one).to(case.dtype) for one in rounded]
         assert any(torch.equal(after[~gone], one) for one in expected)
 
@@ -151,7 +154,7 @@ def assert_masked_and_rescaled(case, values, dropped, result):
 
 
 @given(cases())
-def test_the_output_has_shape_dtype_and_layout_of_the_input_which_is_left_alone(case):
+def test_the_output_has_shape_dtype_and_layout_of_the_input_and_the_input_is_unchanged(case):
     x = case.input()
     before = x.clone()
     output = case(x)
@@ -163,7 +166,7 @@ def test_the_output_has_shape_dtype_and_layout_of_the_input_which_is_left_alone(
 
 
 @given(cases())
-def test_an_element_is_0_or_rescaled_by_what_is_counted_and_rounded_once(case):
+def test_an_element_is_0_or_rescaled_by_the_counted_share_and_rounded_once(case):
     x = case.input()
     output = case(x)
     assert_masked_and_rescaled(case, x, output == 0, output)
@@ -186,8 +189,8 @@ def test_channels_share_their_mask_if_asked_to(case):
 
 
 @given(cases(), SEEDS)
-def test_the_mask_depends_on_nothing_but_the_seed(case, other):
-    """Neither on values, nor on layout, dtype or rescaling."""
+def test_the_mask_depends_on_the_seed_alone(case, other):
+    """Values, layout, dtype and rescaling do not change it."""
     dropped = case(case.input()) == 0
     x = torch.ones(case.shape, dtype=DTYPES[other % 4])
     assert torch.equal(case(x, rescale=RESCALES[other % 3]) == 0, dropped)
@@ -202,7 +205,7 @@ def test_the_mask_depends_on_nothing_but_the_seed(case, other):
 
 
 @given(cases(), st.data())
-def test_inf_and_nan_stay_where_they_are_kept_and_vanish_where_they_are_dropped(case, data):
+def test_kept_inf_and_nan_stay_and_dropped_ones_become_zero(case, data):
     x = case.input().contiguous()
     clean = case(x)
     dropped = clean == 0
@@ -215,8 +218,8 @@ def test_inf_and_nan_stay_where_they_are_kept_and_vanish_where_they_are_dropped(
 
 
 @given(cases(), st.data())
-def test_numbers_in_give_numbers_out(case, data):
-    """Zeros and subnormal numbers too; only the dtype may be too narrow for the scale."""
+def test_finite_inputs_give_finite_outputs(case, data):
+    """Zeros and subnormal numbers too. Only a scale beyond the dtype could overflow."""
     tiny = torch.finfo(case.dtype).smallest_normal * torch.finfo(case.dtype).eps
     value = data.draw(st.sampled_from([0.0, -0.0, tiny, -tiny, 1.0]))
     if case.options["rescale"] == "expected":
@@ -226,7 +229,7 @@ def test_numbers_in_give_numbers_out(case, data):
 
 @given(cases(), st.booleans(), st.permutations(range(5)))
 def test_the_gradient_is_that_of_a_mask_and_a_scale(case, inplace, order):
-    """Upstream lies in memory in another way than the output."""
+    """Also if the upstream gradient has a different layout from the output."""
     x = case.input().detach().requires_grad_()
     output = case(x * 1, inplace=inplace) if inplace else case(x)
     upstream = torch.randn(case.shape, generator=seeded(case.seed + 1), dtype=torch.float64).to(case.dtype)
@@ -237,7 +240,7 @@ def test_the_gradient_is_that_of_a_mask_and_a_scale(case, inplace, order):
 
 
 @given(cases(in_memory_once=True))
-def test_in_place_gives_the_same_and_writes_nowhere_else(case):
+def test_in_place_gives_the_same_result_and_writes_only_to_the_input(case):
     expected = case(case.input())
     x = case.input()
     memory = torch.empty(0, dtype=case.dtype).set_(x.untyped_storage())
@@ -251,7 +254,7 @@ def test_in_place_gives_the_same_and_writes_nowhere_else(case):
 
 
 @given(cases(), st.booleans(), st.booleans())
-def test_what_drops_nothing_returns_the_input_itself_and_draws_nothing(case, training, inplace):
+def test_an_inactive_call_returns_the_input_itself_and_draws_no_random_number(case, training, inplace):
     if training:
         case.keep_prob = 1.0
     x = case.input().requires_grad_()
@@ -264,7 +267,7 @@ def test_what_drops_nothing_returns_the_input_itself_and_draws_nothing(case, tra
 
 
 @given(cases(empty=True))
-def test_a_tensor_without_elements_or_with_maps_of_one_pixel_is_no_special_case(case):
+def test_empty_tensors_and_maps_of_one_pixel_keep_their_shape(case):
     x = case.input()
     output = case(x)
     assert output.shape == x.shape
@@ -272,7 +275,7 @@ def test_a_tensor_without_elements_or_with_maps_of_one_pixel_is_no_special_case(
 
 
 @given(cases(), st.data())
-def test_the_layer_computes_what_the_function_does(case, data):
+def test_the_layer_computes_the_function(case, data):
     x = case.input()
     layer = DropBlock(case.keep_prob, case.block_size, generator=seeded(case.seed), **case.options)
     assert torch.equal(layer(x), case(x))
@@ -283,7 +286,7 @@ def test_the_layer_computes_what_the_function_does(case, data):
 
 OUTSIDE = st.floats(max_value=0) | st.floats(min_value=1, exclude_min=True) | st.just(math.nan) | st.integers(2)
 NO_NUMBER = st.none() | st.booleans() | st.text() | st.complex_numbers()
-WRONG = {  # argument, then what is raised, then what is wrong for it
+WRONG = {  # argument: pairs of an error and the values that raise it
     "keep_prob": [(DropBlockValueError, OUTSIDE), (DropBlockTypeError, NO_NUMBER)],
     "block_size": [
         (DropBlockValueError, st.integers(max_value=0) | st.floats(max_value=0) | st.floats(min_value=1)),
@@ -296,7 +299,7 @@ WRONG = {  # argument, then what is raised, then what is wrong for it
 
 
 @given(cases(), st.data())
-def test_a_wrong_argument_raises_what_is_documented_and_changes_nothing(case, data):
+def test_a_wrong_argument_raises_the_documented_error_and_changes_nothing(case, data):
     name = data.draw(st.sampled_from(list(WRONG)))
     error, values = data.draw(st.sampled_from(WRONG[name]))
     arguments = {"keep_prob": case.keep_prob, "block_size": case.block_size, **case.options}
@@ -305,7 +308,7 @@ def test_a_wrong_argument_raises_what_is_documented_and_changes_nothing(case, da
 
 
 @given(cases(), st.sampled_from(["rank", "dtype", "type", "expanded", "leaf"]))
-def test_a_wrong_input_raises_what_is_documented_and_is_left_alone(case, wrong):
+def test_a_wrong_input_raises_the_documented_error_and_is_unchanged(case, wrong):
     x = case.input().contiguous()
     arguments = {"keep_prob": case.keep_prob, "block_size": 3, **case.options, "generator": seeded(case.seed)}
     error, inplace = (DropBlockTypeError, DropBlockValueError)[wrong in ("rank", "expanded", "leaf")], False
@@ -334,7 +337,7 @@ def assert_refused(error, x, arguments, inplace):
     assert torch.equal(torch.get_rng_state(), states[1])
 
 
-# --- the calibration -------------------------------------------------------------------------------------------------
+# --- gamma -----------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -345,7 +348,7 @@ def maps_and_blocks(draw):
 
 
 @given(maps_and_blocks(), st.floats(1e-6, 1))
-def test_the_expected_kept_share_is_keep_prob_by_going_through_all_pixels(sizes, keep_prob):
+def test_the_expected_kept_share_is_keep_prob_by_enumeration_of_the_pixels(sizes, keep_prob):
     seeds_of = covered_by(*sizes).sum(0)
     probability = gamma(keep_prob, *sizes)
     assert 0 <= probability <= 1
@@ -358,12 +361,12 @@ def test_the_formula_of_the_paper_never_keeps_too_little(sizes, keep_prob):
     seeds_of = covered_by(*sizes).sum(0)
     assert ((1 - by_formula) ** seeds_of).mean() >= keep_prob - 1e-9
     assert gamma(keep_prob, *sizes) >= by_formula - 1e-9
-    covered = by_formula * seeds_of.sum()  # by all blocks, overlaps counted twice
+    covered = by_formula * seeds_of.sum()  # overlaps count twice
     assert covered == pytest.approx(min((1 - keep_prob) * seeds_of.size, seeds_of.sum()), abs=1e-9)
 
 
 @given(maps_and_blocks(), st.floats(1e-6, 1), st.floats(1e-6, 1), st.booleans())
-def test_who_keeps_more_has_fewer_seeds(sizes, one, other, calibrated):
+def test_gamma_falls_as_keep_prob_rises(sizes, one, other, calibrated):
     fewer, more = (gamma(keep_prob, *sizes, calibrated) for keep_prob in sorted((one, other), reverse=True))
     assert fewer <= more
 
@@ -390,7 +393,7 @@ def model_with(targets):
 
 
 @given(schedules(), st.data())
-def test_values_go_one_way_between_start_and_end_and_are_clamped(drawn, data):
+def test_values_are_monotone_between_start_and_end_and_clamped(drawn, data):
     settings, targets, step = drawn
     schedule = KeepProbSchedule(model_with(targets), **settings)
     start, end = settings["start"], settings["end"] or min(targets)
@@ -406,7 +409,7 @@ def test_values_go_one_way_between_start_and_end_and_are_clamped(drawn, data):
 
 
 @given(schedules(), st.booleans())
-def test_there_is_one_value_at_a_step_however_it_is_reached(drawn, through_state):
+def test_the_value_at_a_step_does_not_depend_on_how_it_is_reached(drawn, through_state):
     settings, targets, step = drawn
     schedule = KeepProbSchedule(model_with(targets), **settings)
     ends = [settings["end"] or target for target in targets]
@@ -425,14 +428,14 @@ def test_there_is_one_value_at_a_step_however_it_is_reached(drawn, through_state
 
 
 @given(schedules(), st.integers(0, 12), st.integers(0, 12))
-def test_attached_stepped_and_resumed_are_one_schedule(drawn, steps, more):
+def test_attached_stepped_and_resumed_schedules_agree(drawn, steps, more):
     settings, targets, _ = drawn
-    model, twin = model_with(targets), model_with(targets)
-    attached, stepped = (KeepProbSchedule(one, **settings) for one in (model, twin))
+    model, other = model_with(targets), model_with(targets)
+    attached, stepped = (KeepProbSchedule(one, **settings) for one in (model, other))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     handle = attached.attach(optimizer)
     for number in range(steps + more):
-        if number == steps:  # goes on in another process
+        if number == steps:  # resumes in another process
             saved = attached.state_dict()
             handle.remove()
             attached = KeepProbSchedule(model, **settings)

@@ -1,4 +1,4 @@
-"""An injected network against the same network written out by hand with explicit drop_block calls.
+"""An injected network against the same network written by hand with calls of drop_block.
 
 The generator makes the masks deterministic: both sides draw them from one seed, in the order of execution.
 """
@@ -22,7 +22,7 @@ BLOCK_SIZE = 3
 
 
 class Masks:
-    """Explicit calls of the operator, with the keep_prob of the stage that is running."""
+    """Calls drop_block with the keep_prob of the current stage."""
 
     def __init__(self, seed: int, where: tuple[str, ...]) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -77,7 +77,7 @@ def test_injected_resnet_equals_the_one_written_by_hand(name: str, where: tuple[
     build, block_forward = NETWORKS[name]
     net = build().double().train()
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):  # timm starts branches at zero, which would hide their masks
+        if isinstance(module, nn.BatchNorm2d):  # timm starts branches with zeros, which would hide their masks
             nn.init.uniform_(module.weight, 0.5, 1.5)
     x = torch.randn(2, 3, 96, 96, dtype=torch.double, requires_grad=True)
     plain = resnet(net, x, Masks(3, ()), block_forward)
@@ -103,11 +103,11 @@ def test_injected_resnet_equals_the_one_written_by_hand(name: str, where: tuple[
         torch.testing.assert_close(gradient, wanted)
     for key, buffer in net.named_buffers():
         torch.testing.assert_close(buffer, expected_statistics[key])
-    assert not torch.allclose(output, plain), "the masks make no difference: the comparison proves nothing"
+    assert not torch.allclose(output, plain), "the masks change nothing, so the comparison proves nothing"
 
 
-def test_block_with_two_joins_equals_the_one_written_by_hand() -> None:
-    """The shortcut of the second join is made by the block itself, and masked beside the branch."""
+def test_a_block_with_two_residual_adds_equals_the_one_written_by_hand() -> None:
+    """The shortcut of the second residual add is an intermediate result of the block."""
 
     def mixer(block: nn.Module, x: Tensor, mask: Masks) -> Tensor:
         skip = mask("skip", x)
@@ -138,7 +138,7 @@ def test_block_with_two_joins_equals_the_one_written_by_hand() -> None:
 
 @pytest.mark.parametrize(("name", "sites"), [("resnet50", 36), ("resnet18", 12), ("resnet34", 36 - 9)])
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
-def test_paper_has_as_many_sites_as_the_authors_code(library: str, name: str, sites: int) -> None:
+def test_the_paper_sites_are_as_many_as_in_the_authors_code(library: str, name: str, sites: int) -> None:
     net = torchvision.models.get_model(name) if library == "torchvision" else timm.create_model(name)
     assert len(inject_dropblock(net, stages=[3, 4])) == sites
     assert len(dropblock_sites(net)) == sites
