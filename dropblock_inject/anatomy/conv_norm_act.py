@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..tracing.operations import GATES, HOMOGENEOUS, MOVES, NONLINEAR, NORMS, RESHAPES, SAME_VALUES
-from ..tracing.trace import Call, Op, Trace, Value
+from ..tracing.operations import GATES, HOMOGENEOUS, MOVES, NONLINEAR, NORMS, RESHAPES, SAME_VALUES, WEIGHTED
+from ..tracing.trace import Call, Op, Trace, Value, original
 from .feature_maps import Geometry
 
 
@@ -117,13 +117,45 @@ def find_units(trace: Trace, geometry: Geometry) -> list[ConvNormAct]:
             feature_map = geometry.map_of(call.outputs[None])
             if feature_map and feature_map.channel_dim == -1 and call.last > call.first:
                 linear[call.first] = call.outputs[None]
-    units = []
+    units: dict[Op, ConvNormAct] = {}
     for op in trace.ops:
         if op.kind == "convolution" and geometry.map_of(op.outputs[0]):
-            units.append(ConvNormAct(op, _put_out(op)))
+            units[op] = ConvNormAct(op, _put_out(op))
         elif op.index in linear:
-            units.append(ConvNormAct(op, linear[op.index]))
-    return units
+            units[op] = ConvNormAct(op, linear[op.index])
+    for unit in list(units.values()):
+        while unit.op in units and (adapter := _adapter_beside(unit)):
+            unit.convolved = adapter[-1].outputs[0]
+            for op in adapter:
+                units.pop(op, None)
+    return list(units.values())
+
+
+def _adapter_beside(unit: ConvNormAct) -> list[Op]:
+    """The operations of a second linear map of the unit's input, which its module adds to the convolution (LoRA).
+
+    They end in the addition. Empty if there is none.
+    """
+    readers = unit.convolved.readers
+    if len(readers) != 1 or readers[0].kind != "add" or len(readers[0].inputs) != 2:
+        return []
+    add = readers[0]
+    if (
+        add.call is unit.op.call
+        or not add.call.encloses(unit.op.call)
+        or add.outputs[0] not in add.call.outputs.values()
+    ):
+        return []
+    path, value = [add], next(value for value in add.inputs if value is not unit.convolved)
+    source = original(unit.op.inputs[0], add.call)
+    while original(value, add.call) is not source:
+        op = original(value, add.call).producer
+        is_linear = op is not None and (op.kind in WEIGHTED or op.kind == "mul") and len(op.inputs) == 1
+        if op is None or not is_linear or not add.call.contains(op):
+            return []
+        path.insert(0, op)
+        value = op.inputs[0]
+    return path if len(path) > 1 else []
 
 
 def _put_out(op: Op) -> Value:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ..tracing.operations import NONLINEAR, SAME_VALUES, SLICES, WEIGHTED
-from ..tracing.trace import Call, Op, Trace, Value, ancestors
+from ..tracing.operations import NONLINEAR, SLICES, WEIGHTED
+from ..tracing.trace import Call, Op, Trace, Value, ancestors, original
 from .conv_norm_act import ConvNormAct
 from .feature_maps import Geometry
 
@@ -140,26 +140,24 @@ def _add_further_branches(residual: Residual) -> None:
 
 
 def _is_long_skip(residual: Residual, geometry: Geometry, level_of_activated: dict[Op, int]) -> bool:
-    """Whether the branch is a part of the network of its own at a lower resolution: an encoder with its decoder.
+    """Whether the branch is a part of the network of its own at another resolution: an encoder with its decoder.
 
-    It is if it has activated convolutions there. A branch with only attention or a gate at a lower resolution is that
-    of a block, if the module that adds also has the shortcut.
+    It is if it has activated convolutions at a resolution below that of the sum, or raises a map above it. A branch
+    with only attention or a gate at a lower resolution is that of a block, if the module that adds has the shortcut.
     """
-    total = geometry.map_of(residual.skip)
-    assert total is not None
-    if any(level_of_activated.get(op, 0) > total.level for op in residual.branch_ops):
+    total = _level(residual.skip, geometry)
+    if any(level_of_activated.get(op, 0) > total for op in residual.branch_ops):
         return True
-    if residual.call is residual.add.call:
-        return False
-    outputs = [geometry.map_of(value) for op in residual.branch_ops for value in op.outputs]
-    return any(feature_map and feature_map.level > total.level for feature_map in outputs)
+    maps = [(op, value) for op in residual.branch_ops for value in op.outputs if geometry.map_of(value)]
+    if any(op in geometry.upsampling and _level(value, geometry) < total for op, value in maps):
+        return True
+    return residual.call is not residual.add.call and any(_level(value, geometry) > total for _, value in maps)
 
 
-def original(value: Value, inside: Call, kinds: frozenset[str] = SAME_VALUES) -> Value:
-    """The value inside a call that identity modules and copies have handed on as this one."""
-    while value.producer is not None and value.producer.kind in kinds and inside.contains(value.producer):
-        value = value.producer.inputs[0]
-    return value
+def _level(value: Value, geometry: Geometry) -> int:
+    feature_map = geometry.map_of(value)
+    assert feature_map is not None
+    return feature_map.level
 
 
 def _producers(values: Iterable[Value], call: Call) -> list[Op]:

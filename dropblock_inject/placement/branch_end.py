@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy.feature_maps import Geometry
-from ..anatomy.residual_adds import Residual, original
+from ..anatomy.residual_adds import Residual
 from ..surgery.hook import ArgumentHook, Hook, Key, OutputHook, recorded
 from ..surgery.place import Place
 from ..surgery.site import PlannedHook
 from ..tracing.operations import SAME_VALUES
-from ..tracing.trace import Call, Value
+from ..tracing.trace import Call, Value, original
 from .hook_points import HookFinder, HookPoint
 
 _Channels = tuple[int, int]  # from the first channel up to, but not including, the second
@@ -174,7 +174,7 @@ class _Capture(Hook):
     def change(self, tensor: Tensor, module: nn.Module) -> Tensor:
         if isinstance(tensor, torch.fx.Proxy):
             _traced[self.place.key] = self.number
-        elif not self.place.drops:
+        elif self.place.is_at_rest:
             return tensor
         return recorded(_capture, tensor, self.place.key, self.number)
 

@@ -6,12 +6,12 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from ..anatomy.feature_maps import Geometry
-from ..anatomy.residual_adds import Residual, original
+from ..anatomy.residual_adds import Residual
 from ..surgery.mask_hooks import MaskArgument, MaskInPlace, MaskOutput
 from ..surgery.site import PlannedHook
 from ..surgery.unmask_hook import UnmaskArgument
 from ..tracing.operations import MOVES, NONLINEAR, SAME_VALUES, SAVES_OUTPUT
-from ..tracing.trace import Call, Key, Op, Trace, Value
+from ..tracing.trace import Call, Key, Op, Trace, Value, original
 
 _Reader = tuple[Call, int | str]  # a call, and the argument as which it is given a tensor
 

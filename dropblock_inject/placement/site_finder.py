@@ -11,13 +11,13 @@ from torch import nn
 from ..anatomy.blocks import Block
 from ..anatomy.conv_norm_act import ConvNormAct
 from ..anatomy.feature_maps import Geometry
-from ..anatomy.residual_adds import Residual, original
+from ..anatomy.residual_adds import Residual
 from ..errors import DropBlockValueError
 from ..ops.functional import BlockSize
 from ..ops.gamma import block_size_in_force
 from ..surgery.site import Site, Splice, Where
 from ..tracing.operations import MOVES, NONLINEAR, NORMS, SAME_VALUES, WEIGHTED
-from ..tracing.trace import Call, Op, Trace, Value
+from ..tracing.trace import Call, Op, Trace, Value, original
 from .branch_end import find_branch_end
 from .hook_points import HookFinder, HookPoint, block_output
 

@@ -22,21 +22,25 @@ class Hook(ABC):
     Attributes:
         place: the place of the site.
         key: which argument or output of the call is meant.
+        id: its key among the hooks of the module.
         planned_module: dotted name of the module that the plan puts it on.
     """
 
     def __init__(self, place: Place, key: Key) -> None:
         self.place = place
         self.key = key
-        # Unpickling the handle reserves the hook's id. Without it, a hook that somebody registers on the same module in
-        # another process would silently take the place of this one.
-        self.handle: RemovableHandle | None = None
+        self.id = -1
         self.planned_module = ""
 
     def register(self, name: str, module: nn.Module) -> None:
         """Puts the hook on the module that has this dotted name in the model."""
         self.planned_module = name
-        self.handle = self._register_on(module)
+        self.id = self._register_on(module).id
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # In another process the ids start anew. The next hook on the same module would silently take the place of this.
+        RemovableHandle.next_id = max(RemovableHandle.next_id, self.id + 1)
 
     def is_on(self, module: nn.Module) -> bool:
         """Whether the hook is on a module."""

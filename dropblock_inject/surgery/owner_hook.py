@@ -54,10 +54,11 @@ class OwnerHook(ArgumentHook):
         return None
 
     def _raise(self, found: nn.Module | None, hook: Hook) -> None:
-        site, kind = self.place.site, "missing" if found is None else f"another module now: a {type(found).__name__}"
+        site, kind = self.place.site, "gone" if found is None else f"another module now: a {type(found).__name__}"
         raise DeadSiteError(
             f"{site.name}, after {site.host}, no longer takes part in the forward pass: "
-            f"{hook.planned_module} is {kind}. Call remove_dropblock(model), then inject_dropblock(model, ...) again after such a change"
+            f"{hook.planned_module} is {kind}. Call remove_dropblock(model), then inject_dropblock(model, ...) again "
+            "after such a change"
         )
 
     def change(self, tensor: Any, module: nn.Module) -> Any:

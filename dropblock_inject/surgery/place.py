@@ -74,11 +74,18 @@ class Place:
         """Whether the module there would drop something in the next forward pass."""
         in_graph = _in_graph.get((threading.get_ident(), self.key)) if _in_graph else None
         module = in_graph or self.module
-        if module is None or not (module.training if in_graph else self._mode(module)):
+        if module is None or not module.training or (in_graph is None and self._is_paused):
             return False
         if isinstance(module, DropBlock):
             return module.enabled and module.keep_prob < 1
         return any(getattr(module, attribute, 0) > 0 for attribute in ("p", "drop_prob"))
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the module there is sure to return its input: a DropBlock that drops nothing, or an identity."""
+        module = _in_graph.get((threading.get_ident(), self.key)) if _in_graph else None
+        module = module or self.module
+        return module is None or isinstance(module, nn.Identity) or (isinstance(module, DropBlock) and not self.drops)
 
     def apply(self, tensor: Tensor, host: nn.Module) -> Tensor:
         """A tensor after the module that stands there; the tensor itself if there is none."""
@@ -95,27 +102,18 @@ class Place:
                     stacklevel=2,
                 )
             return tensor
-        mode = self._mode(module)
-        if module.training == mode:
-            return module(tensor)
-        module.train(mode)
-        try:
-            return module(tensor)
-        finally:
-            module.train(not mode)
+        return tensor if self._is_paused else module(tensor)
 
-    def _mode(self, module: nn.Module) -> bool:
-        """The training mode in force.
+    @property
+    def _is_paused(self) -> bool:
+        """Whether the convolution alone was switched to eval mode, and not its block.
 
-        It is the module's own. A torch.fx graph holds the convolution and neither its block nor the DropBlock, so that
-        ``graph.eval()`` reaches the convolution alone: where its mode is not that of the block it counts.
+        A torch.fx graph does that: it holds layers and not blocks, so that ``graph.eval()`` reaches the layers alone.
         """
-        convolution: Any = self.owner
+        owner = convolution = self.owner
         for name in self._convolution:
             convolution = getattr(convolution, name, None)
-        if self.owner is None or convolution is None or convolution.training == self.owner.training:
-            return module.training
-        return convolution.training
+        return owner is not None and convolution is not None and owner.training and not convolution.training
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Place:
         copied = Place.__new__(Place)

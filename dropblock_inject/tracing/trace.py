@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .meta_copy import meta_copy, to_meta
-from .operations import PADS, POOLS
+from .operations import PADS, POOLS, SAME_VALUES
 from .shape_cache import ShapeCache
 
 SHARED_WRITE = "shared_write"  # the kind of the operation that carries a write to the other views of the same memory
@@ -320,6 +320,13 @@ def first_convolution(trace: Trace) -> Op | None:
     return None
 
 
+def original(value: Value, inside: Call, kinds: frozenset[str] = SAME_VALUES) -> Value:
+    """The value inside a call that identity modules and copies have handed on as this one."""
+    while value.producer is not None and value.producer.kind in kinds and inside.contains(value.producer):
+        value = value.producer.inputs[0]
+    return value
+
+
 def ancestors(values: Iterable[Value], inside: Call | None = None) -> set[Value]:
     """The values and all they are computed from; inside a call, its inputs included, if one is given."""
     pending = list(values)
@@ -331,6 +338,17 @@ def ancestors(values: Iterable[Value], inside: Call | None = None) -> set[Value]
             seen.update(new)
             pending += new
     return seen
+
+
+def descendants(value: Value) -> set[Op]:
+    """The operations that compute something from a value."""
+    pending = [value]
+    found: set[Op] = set()
+    while pending:
+        new = [op for op in pending.pop().readers if op not in found]
+        found.update(new)
+        pending += [output for op in new for output in op.outputs]
+    return found
 
 
 _WRITTEN: dict[Any, tuple[int, ...]] = {}

@@ -57,9 +57,9 @@ class StepCheck:
         if self._version not in (None, parameter._version):
             self._updates += 1
         self._version = parameter._version
+        self._backward_passes += not self._is_over  # this pass belongs to the next update
         if self._is_over:
             self._judge()
-        self._backward_passes += 1
 
     def _judge(self) -> None:
         updates, steps, passes = self._updates, self._steps, self._backward_passes
