@@ -26,8 +26,8 @@ COUNTS = [
     ("torchvision:resnet50", (3, 4), 27, 9, 9),
     ("timm:resnet50", (3, 4), 27, 9, 9),
     ("timm:seresnext50_32x4d", (3, 4), 27 + 9, 9, 9),  # one more after each squeeze-excite, at the end of the branch
-    ("torchvision:convnext_tiny", (3, 4), 4 * 12, 12, 12),  # depthwise, two linear layers, layer scale
-    ("timm:convnext_tiny", (3, 4), 4 * 12, 12, 12),
+    ("torchvision:convnext_tiny", (3, 4), 3 * 12, 12, 12),  # depthwise, two linear layers; not before the layer scale
+    ("timm:convnext_tiny", (3, 4), 3 * 12, 12, 12),
     ("torchvision:efficientnet_b0", (3, 4), 33, 7, 11),  # four of the eleven blocks have no shortcut
     ("timm:efficientnet_b0", (3, 4), 33, 7, 11),
     ("torchvision:densenet121", (3, 4), 80, 0, 40),
