@@ -195,6 +195,8 @@ class CorrectOutput(OutputHook):
         channels: which channels of the output are the end of the branch; None: all.
     """
 
+    masks = True
+
     def __init__(self, place: Place, key: Key, layout: Layout, channels: _Channels | None) -> None:
         super().__init__(place, key)
         self.layout = layout

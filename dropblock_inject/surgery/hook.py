@@ -22,9 +22,12 @@ class Hook(ABC):
     Attributes:
         place: the place of the site.
         key: which argument or output of the call is meant.
+        masks: whether it sends a tensor through the module at the place.
         id: its key among the hooks of the module.
         planned_module: dotted name of the module that the plan puts it on.
     """
+
+    masks = False
 
     def __init__(self, place: Place, key: Key) -> None:
         self.place = place

@@ -12,6 +12,8 @@ from .unmask_hook import UnmaskArgument, _mark, marked, whole
 class _Mask(Hook):
     """Sends a tensor through the module at its place."""
 
+    masks = True
+
     def __init__(self, place: Place, key: Key) -> None:
         super().__init__(place, key)
         self._is_unmasked_for_branch = any(hook.kind is UnmaskArgument for hook in place.site.splice.hooks)
@@ -31,6 +33,8 @@ class MaskArgument(_Mask, ArgumentHook):
 
 class MaskInPlace(ArgumentHook):
     """Masks a tensor in place, for the shortcut that reads it later, and gives the module a copy as it was."""
+
+    masks = True
 
     def change(self, tensor: Tensor, module: nn.Module) -> Tensor:
         tensor = whole(tensor)

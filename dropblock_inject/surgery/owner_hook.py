@@ -64,7 +64,8 @@ class OwnerHook(ArgumentHook):
     def change(self, tensor: Any, module: nn.Module) -> Any:
         """The input of the owner in a torch.fx trace, with a reference to the DropBlock in the graph."""
         tracer, standing = tensor.tracer, self.place.module
-        host = _module_at(module, self.hooks[0][0])
+        path, first = self.hooks[0]
+        host = _module_at(module, path) if first.masks else None
         if standing is None or host is None or not tracer.is_leaf_module(host, tracer.path_of_module(host)):
             return tensor
         reference = tracer.create_proxy("get_attr", tracer.path_of_module(standing), (), {})

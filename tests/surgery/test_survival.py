@@ -312,15 +312,8 @@ def test_a_traced_graph_computes_the_output_of_the_network(net: nn.Module, name:
     torch.testing.assert_close(graph(images), expected)
 
 
-_LEFT_BEHIND = "a graph that ran leaves the DropBlock of the block's input behind, for the next run of the network"
-
-
 @pytest.mark.usefixtures("traceable")
-def test_a_graph_that_ran_leaves_the_network_it_was_traced_from_alone(
-    net: nn.Module, name: str, request: pytest.FixtureRequest
-) -> None:
-    if any(site.where == "skip" and site.host == site.block for site in report_of(net)) and "small" not in name:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=_LEFT_BEHIND))
+def test_a_graph_that_ran_leaves_the_network_it_was_traced_from_alone(net: nn.Module, name: str) -> None:
     images = images_for(name)
     graph = torch.fx.symbolic_trace(copy.deepcopy(net)).eval()
 
@@ -334,7 +327,6 @@ def test_a_graph_that_ran_leaves_the_network_it_was_traced_from_alone(
     assert torch.equal(output(), expected)
 
 
-@pytest.mark.xfail(strict=True, reason=_LEFT_BEHIND)
 def test_a_network_compiles_after_a_graph_of_it_ran() -> None:
     torch._dynamo.reset()
     name = "own:cifar_resnet"
