@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..errors import DropBlockValueError
 from ..ops.functional import drop_block
-from ..surgery.table import text_table
+from ..surgery.text_table import text_table
 from .arguments import CommandParser, integer
 
 FLOOR = "x * scalar"

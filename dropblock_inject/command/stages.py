@@ -11,7 +11,7 @@ from typing import Any
 from ..anatomy.stages import Stage, find_stages
 from ..errors import DropBlockValueError
 from ..plot import plot_stages
-from ..surgery.table import text_table
+from ..surgery.text_table import text_table
 from .arguments import MODEL, CommandParser
 from .models import build_without_data, example_of
 

@@ -15,8 +15,8 @@ from ..ops.functional import BlockSize
 from ..surgery.liveness import injected
 from ..surgery.site import Site
 from ..surgery.splice import splice, unsplice
-from ..surgery.table import TraceSummary, render
 from .patterns import Pattern, check_pattern
+from .plan_table import TraceSummary, render
 from .selection import by_stage, check_layer_options, choose_sites, choose_stages, kinds_of, targets_of
 from .site_finder import SiteFinder
 

@@ -15,7 +15,7 @@ from ..ops.layer import DropBlock
 from .liveness import SiteInModel, gone, injected
 from .site import Where
 from .splice import dropblocks
-from .table import text_table
+from .text_table import text_table
 
 
 @dataclass(frozen=True)

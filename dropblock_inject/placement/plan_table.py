@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 
-from .site import Site
+from ..surgery.site import Site
+from ..surgery.text_table import text_table
 
 _HEADINGS = ("stage", "site", "where", "after", "channels", "map", "block", "keep_prob")
 _NUMERIC = {0, 4, 5, 6, 7}  # columns
@@ -80,22 +81,6 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary) -> str:
             f"point are not listed: {problem}",
         ]
     return "\n".join(lines)
-
-
-def text_table(rows: Sequence[Sequence[str]], right: Container[int]) -> list[str]:
-    """The lines of a table: the headings, a rule, the other rows.
-
-    Args:
-        rows: the cells, row by row; the first row holds the headings.
-        right: the numbers of the columns that are aligned to the right.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(cells: Iterable[str]) -> str:
-        columns = enumerate(zip(cells, widths, strict=True))
-        return "  ".join(text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in columns).rstrip()
-
-    return [line(rows[0]), line("-" * width for width in widths), *map(line, rows[1:])]
 
 
 def _behind(site: Site) -> str:
