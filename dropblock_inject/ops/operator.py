@@ -46,7 +46,7 @@ def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, options: 
     if torch.compiler.is_compiling():
         output, _ = torch.ops.dropblock_inject.drop(input, seed, None, _bits(keep_prob), *options)
         output = output.view_as(output)  # Dynamo lets hooks set attributes on this, not on one output of several
-    elif inplace and not (input._is_view() or torch._C._are_functorch_transforms_active()):
+    elif inplace and not ((input.requires_grad and input._is_view()) or torch._C._are_functorch_transforms_active()):
         return _Drop.apply(input, seed, None, None, True, keep_prob, options)[0]
     else:
         output, _, _ = _Drop.apply(input, seed, None, None, False, keep_prob, options)
@@ -54,7 +54,7 @@ def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, options: 
 
 
 def _bits(keep_prob: float) -> Tensor:
-    # A product with a tensor is the only use of a float for which a compiled graph does not make it a constant.
+    """The bits of `keep_prob`. A compiled graph makes a float a constant, unless a tensor is multiplied by it."""
     return (torch.ones((), dtype=torch.float64, device="cpu") * keep_prob).view(torch.int64)
 
 
