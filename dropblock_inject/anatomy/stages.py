@@ -6,7 +6,7 @@ import gc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -53,7 +53,7 @@ class Trunk:
 
     stages: list[Stage]
     blocks: list[list[Block]]
-    trace: Trace
+    trace: Trace = field(repr=False)
     geometry: Geometry
 
 
