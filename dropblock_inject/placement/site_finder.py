@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -100,7 +101,10 @@ class SiteFinder:
     def _branch_end(self, residual: Residual) -> HookPoint | None:
         """The end of a branch, before drop path."""
         end = original(residual.branch, residual.call)
-        return self._finder.after(end, residual.call) or self._finder.before(end, residual.call)
+        point = self._finder.after(end, residual.call) or self._finder.before(end, residual.call)
+        if point and self._geometry.map_of(point.value) is None:  # of windows put together; it has the shortcut's shape
+            return replace(point, value=residual.skip)
+        return point
 
     def _output(self, block: Block) -> HookPoint | None:
         key, value = block.output
