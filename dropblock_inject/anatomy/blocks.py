@@ -45,8 +45,7 @@ class Block:
     @property
     def place(self) -> tuple[int, int]:
         """The key that sorts blocks in the order of execution."""
-        first = self.units[0].op.index if self.units else self.scope.first
-        return (first if self.scope.parent is None else self.scope.first), first
+        return self.scope.first, self.units[0].op.index if self.units else 0
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,6 @@ class Blocks:
     residual: list[Block]
     composite: list[Block]
     single: list[Block]
-
-    def __bool__(self) -> bool:
-        return bool(self.residual or self.composite or self.single)
 
     def filter(self, condition: Callable[[Block], bool]) -> Blocks:
         """The blocks that fulfil a condition."""
@@ -208,8 +204,7 @@ def _composite_blocks(trace: Trace, geometry: Geometry, units: list[ConvNormAct]
 
     The block of a unit is the innermost module that has several units, at most halves the map and is no container; a
     sequence that is a stage among stages counts as well. Failing that, it is the innermost container with a forward of
-    its own, such as a dense layer derived from ``nn.Sequential``. No such module contains a residual block, or raises
-    the resolution: that is a level of nested U-Nets.
+    its own, such as a dense layer derived from ``nn.Sequential``. No such module contains a residual block.
     """
     units_in: dict[Call, list[ConvNormAct]] = defaultdict(list)
     for unit in units:
@@ -225,7 +220,6 @@ def _composite_blocks(trace: Trace, geometry: Geometry, units: list[ConvNormAct]
     for call, inside in units_in.items():
         if len(inside) > 1 and call.parent is not None and call not in around_residual:
             is_block = not _is_container(call.module) or is_stage(call)
-            is_block = is_block and not any(map(call.contains, geometry.upsampling))
             if is_block and _at_most_halves(geometry, inside) and (output := _map_output(call, geometry)):
                 outputs[call] = output
     grouped: dict[Call, list[ConvNormAct]] = defaultdict(list)

@@ -61,11 +61,9 @@ class Geometry:
 
     Attributes:
         image_size: spatial size of the image, in pixels.
-        upsampling: the operations that raise the resolution of a map, from the first convolution on.
     """
 
     image_size: tuple[int, ...]
-    upsampling: frozenset[Op] = field(repr=False)
     _layouts: dict[Value, _Layout] = field(repr=False)
 
     @classmethod
@@ -79,10 +77,7 @@ class Geometry:
         # or if the image is resized first, it is the input of the first convolution: detectors resize lists of images.
         images = [] if _is_resized(first) else [v for v in trace.inputs if len(v.shape) == len(first.shape)]
         image = max(images, key=lambda value: prod(value.shape[2:]), default=first)
-        layouts = _Layouts(image, first)
-        layouts.follow(trace, images)
-        upsampling = frozenset(op for op in layouts.upsampling if op.index > convolution.index)
-        return cls(image.shape[2:], upsampling, layouts.found)
+        return cls(image.shape[2:], _Layouts(image, first).of(trace, images))
 
     def map_of(self, value: Value) -> FeatureMap | None:
         """The feature map that a tensor is; None if it is not one, has one pixel, or one channel (a gate)."""
@@ -100,26 +95,24 @@ class _Layouts:
     def __init__(self, image: Value, first: Value) -> None:
         self._image, self._first = image, first
         self._batches = {image.shape[0], first.shape[0]}  # windows of a map have another number
-        self.found: dict[Value, _Layout] = {}
-        self.upsampling: list[Op] = []
+        self._layouts: dict[Value, _Layout] = {}
         self._origins: dict[Value, Value] = {}  # of a tensor that is no map: the last map it was computed from
 
-    def follow(self, trace: Trace, images: list[Value]) -> None:
+    def of(self, trace: Trace, images: list[Value]) -> dict[Value, _Layout]:
         for value in (*images, *([self._first] if self._first.producer is None else [])):
             self._start_at(value)
         for op in trace.ops:
             for output in op.outputs:
                 self._add(op, output)
+        return self._layouts
 
     def _add(self, op: Op, output: Value) -> None:
         origins = [origin for origin in map(self._origin, op.inputs) if origin is not None]
-        origin = min(origins, key=lambda value: (self.found[value].reductions, _place(value)), default=None)
+        origin = max(origins, key=lambda value: prod(self._layouts[value].size(value)), default=None)
         if len(output.shape) == len(self._image.shape) and output.shape[0] in self._batches and origin is not None:
             layout = self._followed(op, output) or self._guessed(origin, output)
             if layout is not None:
-                self.found[output] = layout
-                if any(new < old for new, old in zip(layout.reductions, self.found[origin].reductions, strict=True)):
-                    self.upsampling.append(op)
+                self._layouts[output] = layout
                 return
         if output is self._first:
             self._start_at(output)
@@ -127,18 +120,18 @@ class _Layouts:
             self._origins[output] = origin
 
     def _start_at(self, value: Value) -> None:
-        self.found[value] = _Layout(1, _halvings(self._image.shape[2:], value.shape[2:]))
+        self._layouts[value] = _Layout(1, _halvings(self._image.shape[2:], value.shape[2:]))
 
     def _origin(self, value: Value) -> Value | None:
-        return value if value in self.found else self._origins.get(value)
+        return value if value in self._layouts else self._origins.get(value)
 
     def _followed(self, op: Op, output: Value) -> _Layout | None:
         """The layout of what an operation makes of a map, if the operation tells."""
-        maps = [value for value in op.inputs if value in self.found and len(value.shape) == len(output.shape)]
+        maps = [value for value in op.inputs if value in self._layouts and len(value.shape) == len(output.shape)]
         if not maps:
             return None
         source = maps[0]
-        layout = self.found[source]
+        layout = self._layouts[source]
         if op.kind in MOVES:
             return _moved(op, layout, len(output.shape))
         if op.strides is not None:
@@ -148,15 +141,15 @@ class _Layouts:
             steps = list(map(log2, op.strides[-2:]))
             return layout.reduced(steps if len(steps) > 1 else steps * len(layout.reductions), channel_dim=1)
         # Of what is added or concatenated the oldest: a shortcut is a surer way back than the branch beside it.
-        same = [value for value in maps if self.found[value].size(value) == self.found[value].size(output)]
+        same = [value for value in maps if self._layouts[value].size(value) == self._layouts[value].size(output)]
         if same:
-            return self.found[min(same, key=_place)]
+            return self._layouts[min(same, key=lambda v: v.producer.index if v.producer is not None else -1)]
         before, after = layout.size(source), layout.size(output)
         return layout.reduced(_halvings(before, after)) if op.kind in RESIZES and _fits(before, after) else None
 
     def _guessed(self, origin: Value, output: Value) -> _Layout | None:
         """The layout that the shape tells, from the last map on the way."""
-        layout = self.found[origin]
+        layout = self._layouts[origin]
         size = layout.size(origin)
         choices = [choice for dim in (1, -1) if _fits(size, (choice := layout._replace(channel_dim=dim)).size(output))]
         if len(size) > 1:
@@ -165,18 +158,9 @@ class _Layouts:
             return None
         chosen = choices[-1] if _channel_axis(output) == len(output.shape) - 1 else choices[0]
         halvings = _halvings(size, chosen.size(output))
-        return chosen.reduced(halvings) if min(halvings) >= 0 or _is_unfolded(origin, layout, output, chosen) else None
-
-
-def _is_unfolded(before: Value, layout: _Layout, after: Value, new_layout: _Layout) -> bool:
-    """Whether pixels were made of channels. Attention scores are larger than the map without that."""
-    factors = {divmod(new, old) for old, new in zip(layout.size(before), new_layout.size(after), strict=True)}
-    return len(factors) == 1 and factors.pop()[1] == 0 and prod(before.shape) == prod(after.shape)
-
-
-def _place(value: Value) -> int:
-    """The key that sorts tensors in the order of execution."""
-    return value.producer.index if value.producer is not None else -1
+        # A larger one is no map unless pixels are made of channels: attention scores have a number per pair of tokens.
+        is_larger = min(halvings) < 0 and prod(output.shape) != prod(origin.shape)
+        return None if is_larger else chosen.reduced(halvings)
 
 
 def _moved(op: Op, layout: _Layout, rank: int) -> _Layout | None:

@@ -140,24 +140,19 @@ def _add_further_branches(residual: Residual) -> None:
 
 
 def _is_long_skip(residual: Residual, geometry: Geometry, level_of_activated: dict[Op, int]) -> bool:
-    """Whether the branch is a part of the network of its own at another resolution: an encoder with its decoder.
+    """Whether the branch is a part of the network of its own at a lower resolution: an encoder with its decoder.
 
-    It is if it has activated convolutions at a resolution below that of the sum, or raises a map above it. A branch
-    with only attention or a gate at a lower resolution is that of a block, if the module that adds has the shortcut.
+    It is if it has activated convolutions there. A branch with only attention or a gate at a lower resolution is that
+    of a block, if the module that adds also has the shortcut.
     """
-    total = _level(residual.skip, geometry)
-    if any(level_of_activated.get(op, 0) > total for op in residual.branch_ops):
+    total = geometry.map_of(residual.skip)
+    assert total is not None
+    if any(level_of_activated.get(op, 0) > total.level for op in residual.branch_ops):
         return True
-    maps = [(op, value) for op in residual.branch_ops for value in op.outputs if geometry.map_of(value)]
-    if any(op in geometry.upsampling and _level(value, geometry) < total for op, value in maps):
-        return True
-    return residual.call is not residual.add.call and any(_level(value, geometry) > total for _, value in maps)
-
-
-def _level(value: Value, geometry: Geometry) -> int:
-    feature_map = geometry.map_of(value)
-    assert feature_map is not None
-    return feature_map.level
+    if residual.call is residual.add.call:
+        return False
+    outputs = [geometry.map_of(value) for op in residual.branch_ops for value in op.outputs]
+    return any(feature_map and feature_map.level > total.level for feature_map in outputs)
 
 
 def _producers(values: Iterable[Value], call: Call) -> list[Op]:

@@ -340,17 +340,6 @@ def ancestors(values: Iterable[Value], inside: Call | None = None) -> set[Value]
     return seen
 
 
-def descendants(value: Value) -> set[Op]:
-    """The operations that compute something from a value."""
-    pending = [value]
-    found: set[Op] = set()
-    while pending:
-        new = [op for op in pending.pop().readers if op not in found]
-        found.update(new)
-        pending += [output for op in new for output in op.outputs]
-    return found
-
-
 _WRITTEN: dict[Any, tuple[int, ...]] = {}
 
 
