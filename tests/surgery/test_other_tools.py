@@ -6,11 +6,9 @@ import copy
 import warnings
 from collections.abc import Callable
 
-import peft
 import pytest
 import torch
 import torch.ao.quantization as quantization
-import torchinfo
 import torchvision
 from injected import WHERE, options_for
 from networks import EVERY_KIND, NETWORKS, images_for
@@ -19,6 +17,9 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from dropblock_inject import check_dropblock, dropblock_sites, inject_dropblock, plan_dropblock
 from dropblock_inject.errors import DeadSiteError
+
+peft = pytest.importorskip("peft")
+torchinfo = pytest.importorskip("torchinfo")
 
 IMAGES = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
