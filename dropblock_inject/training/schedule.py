@@ -108,7 +108,7 @@ class KeepProbSchedule:
         self.mode = mode
         self.warmup_steps = warmup_steps
         self._checked = False
-        self._handle: RemovableHandle | None = None
+        self._handles: tuple[RemovableHandle, ...] = ()
         for step in (warmup_steps, (warmup_steps + total_steps) // 2, total_steps):
             self._fraction_at(step)  # a callable that does not fit is found now, not in the middle of the training
         self._go_to(last_step + 1)
@@ -181,12 +181,18 @@ class KeepProbSchedule:
                 DropBlockWarning,
                 stacklevel=2,
             )
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = inner.register_step_post_hook(self._after_step)
-        return self._handle
+        for handle in self._handles:
+            handle.remove()
+        after = inner.register_step_post_hook(self._after_step)
+        self._handles = after, inner.register_step_pre_hook(self._before_step)
+        return after
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        after = self._handles[0]
+        self._step_check.is_in_step = after.id in (after.hooks_dict_ref() or {})
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._step_check.is_in_step = False
         skipped = getattr(optimizer, "found_inf", None)  # set by a gradient scaler around the step of a fused optimizer
         if skipped is not None and bool(skipped):
             return

@@ -22,6 +22,7 @@ class StepCheck:
     """
 
     def __init__(self, model: nn.Module, total_steps: int) -> None:
+        self.is_in_step = False  # then backward passes are those of a closure, which belong to one update
         self._total_steps = total_steps
         self._steps = 0
         self._updates = 0
@@ -52,7 +53,7 @@ class StepCheck:
         return self._updates >= _UPDATES or (self._updates == 0 and self._backward_passes >= _BACKWARD_PASSES)
 
     def _after_backward(self, parameter: Tensor) -> None:
-        if self._is_over:
+        if self._is_over or self.is_in_step:
             return
         if self._version not in (None, parameter._version):
             self._updates += 1

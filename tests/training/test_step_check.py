@@ -142,6 +142,23 @@ def test_sam_counts_one_step_per_update(form: str) -> None:
     assert training.schedule.get_last_keep_prob() == [pytest.approx(0.9)]
 
 
+def test_an_update_that_takes_many_passes_is_one_update() -> None:
+    training = Training(total_steps=10, optimizer=lambda parameters, lr: torch.optim.LBFGS(parameters, lr, max_iter=20))
+    training.schedule.attach(training.optimizer)
+
+    def closure() -> torch.Tensor:
+        training.optimizer.zero_grad()
+        loss = (training.model(training.images) - 1).square().sum()
+        loss.backward()
+        return loss
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(7):
+            training.optimizer.step(closure)
+    assert training.schedule.last_step == 7
+
+
 def test_an_optimizer_of_another_model_is_a_warning() -> None:
     training = Training()
     with pytest.warns(DropBlockWarning, match="the Adam has no parameter of this schedule's model"):
