@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -47,6 +48,9 @@ class StepCheck:
         if self._is_over and self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}  # the hook stays on the parameter that it was put on
 
     @property
     def _is_over(self) -> bool:

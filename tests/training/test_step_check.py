@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import warnings
 from collections.abc import Callable
 
@@ -150,7 +151,7 @@ def test_an_update_that_takes_many_passes_is_one_update() -> None:
         training.optimizer.zero_grad()
         loss = (training.model(training.images) - 1).square().sum()
         loss.backward()
-        return loss
+        return loss.detach()
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -171,6 +172,10 @@ def test_a_model_under_a_look_is_copied_and_saved() -> None:
     training.run(2)
     copy.deepcopy(training.model)(training.images).sum().backward()
     torch.save(training.model, io.BytesIO())
+    model, schedule = pickle.loads(pickle.dumps((training.model, training.schedule)))
+    model(training.images).sum().backward()
+    schedule.step()
+    assert schedule.last_step == 3
 
 
 def test_keep_prob_changes_after_the_backward_pass_where_an_optimizer_steps_within_it() -> None:
