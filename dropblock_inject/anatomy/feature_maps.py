@@ -108,7 +108,7 @@ class _Layouts:
 
     def _add(self, op: Op, output: Value) -> None:
         origins = [origin for origin in map(self._origin, op.inputs) if origin is not None]
-        origin = max(origins, key=lambda value: prod(self._layouts[value].size(value)), default=None)
+        origin = min(origins, key=lambda value: (self._layouts[value].reductions, _place(value)), default=None)
         if len(output.shape) == len(self._image.shape) and output.shape[0] in self._batches and origin is not None:
             layout = self._followed(op, output) or self._guessed(origin, output)
             if layout is not None:
@@ -143,7 +143,7 @@ class _Layouts:
         # Of what is added or concatenated the oldest: a shortcut is a surer way back than the branch beside it.
         same = [value for value in maps if self._layouts[value].size(value) == self._layouts[value].size(output)]
         if same:
-            return self._layouts[min(same, key=lambda v: v.producer.index if v.producer is not None else -1)]
+            return self._layouts[min(same, key=_place)]
         before, after = layout.size(source), layout.size(output)
         return layout.reduced(_halvings(before, after)) if op.kind in RESIZES and _fits(before, after) else None
 
@@ -161,6 +161,11 @@ class _Layouts:
         # A larger one is no map unless pixels are made of channels: attention scores have a number per pair of tokens.
         is_larger = min(halvings) < 0 and prod(output.shape) != prod(origin.shape)
         return None if is_larger else chosen.reduced(halvings)
+
+
+def _place(value: Value) -> int:
+    """The key that sorts tensors in the order of execution."""
+    return value.producer.index if value.producer is not None else -1
 
 
 def _moved(op: Op, layout: _Layout, rank: int) -> _Layout | None:
