@@ -7,7 +7,6 @@ This file has all of it: the search in a trace, and the hooks.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from math import prod
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from ..anatomy.feature_maps import Geometry
 from ..anatomy.residual_adds import Residual
 from ..surgery.hook import ArgumentHook, Hook, Key, OutputHook, recorded
-from ..surgery.place import Place
+from ..surgery.place import Place, thread
 from ..surgery.site import PlannedHook
 from ..tracing.operations import SAME_VALUES
 from ..tracing.trace import Call, Value, original
@@ -212,7 +211,7 @@ class CorrectOutput(OutputHook):
 
 
 def _capture(shortcut: Tensor, key: str, number: int) -> Tensor:
-    _captured[_thread(), key] = shortcut, number
+    _captured[thread(), key] = shortcut, number
     return shortcut
 
 
@@ -223,16 +222,16 @@ def _is_end(tensor: Tensor, key: str) -> bool:
         if number > 1:
             _traced[key] = number - 1
         return number == 1
-    if (_thread(), key) not in _captured:
+    if (thread(), key) not in _captured:
         return False
-    shortcut, number = _captured[_thread(), key]
-    _captured[_thread(), key] = shortcut, number - 1
+    shortcut, number = _captured[thread(), key]
+    _captured[thread(), key] = shortcut, number - 1
     return number == 1
 
 
 def _release(end: Tensor, key: str, layout: Layout) -> Tensor:
     """The captured shortcut, in the layout of the end of the branch; the end itself if nothing was captured."""
-    shortcut, _ = _captured.pop((_thread(), key), (None, 0))
+    shortcut, _ = _captured.pop((thread(), key), (None, 0))
     if shortcut is None:
         return end
     if layout[0]:  # a torch.fx graph makes a plain tuple of it
@@ -253,8 +252,3 @@ def _corrected(
 
 def _narrow(tensor: Tensor, channel_dim: int, channels: _Channels) -> Tensor:
     return tensor.narrow(channel_dim, channels[0], channels[1] - channels[0])
-
-
-def _thread() -> int:
-    """What tells threads apart that run a model at the same time; compiled code runs in one."""
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()

@@ -8,7 +8,6 @@ this hook the graph module would run the hook of a layer, and would not have the
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import DeadSiteError
 from .hook import ArgumentHook, Hook
-from .place import Place, _in_graph
+from .place import Place, _in_graph, thread
 
 # Children by which torch's own wrappers hold the module that they wrap: checkpoint_wrapper, torch.compile, FSDP.
 WRAPPED_AS = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module")
@@ -45,7 +44,7 @@ class OwnerHook(ArgumentHook):
                 shown = (*args[:number], self.change(argument, module), *args[number + 1 :])
                 return shown if kwargs is None else (shown, kwargs)
         if _in_graph:  # of a graph that did not run to its end
-            _in_graph.pop((threading.get_ident(), self.place.key), None)
+            _in_graph.pop((thread(), self.place.key), None)
         if not torch.compiler.is_compiling() and self.place.drops:
             for path, hook in self.hooks:
                 found = _module_at(module, path)
@@ -92,5 +91,5 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
 
 def _stands_at(tensor: Tensor, key: str, module: nn.Module) -> Tensor:
     """In a running graph module: the module that stands at a site, for the hook that follows."""
-    _in_graph[threading.get_ident(), key] = module
+    _in_graph[thread(), key] = module
     return tensor

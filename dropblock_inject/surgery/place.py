@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..ops.functional import BlockSize
@@ -43,6 +44,11 @@ class InjectedDropBlock(DropBlock):
 _in_graph: dict[tuple[int, str], nn.Module] = {}
 
 
+def thread() -> int:
+    """What tells threads apart that run a model at the same time; compiled code runs in one."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
 class Place:
     """The place of a site in a model. The hooks of the site share it, and look up what is registered there.
 
@@ -72,7 +78,7 @@ class Place:
     @property
     def drops(self) -> bool:
         """Whether the module there would drop something in the next forward pass."""
-        in_graph = _in_graph.get((threading.get_ident(), self.key)) if _in_graph else None
+        in_graph = _in_graph.get((thread(), self.key)) if _in_graph else None
         module = in_graph or self.module
         if module is None or not module.training or (in_graph is None and self._is_paused):
             return False
@@ -83,13 +89,13 @@ class Place:
     @property
     def is_at_rest(self) -> bool:
         """Whether the module there is sure to return its input: a DropBlock that drops nothing, or an identity."""
-        module = _in_graph.get((threading.get_ident(), self.key)) if _in_graph else None
+        module = _in_graph.get((thread(), self.key)) if _in_graph else None
         module = module or self.module
         return module is None or isinstance(module, nn.Identity) or (isinstance(module, DropBlock) and not self.drops)
 
     def apply(self, tensor: Tensor, host: nn.Module) -> Tensor:
         """A tensor after the module that stands there; the tensor itself if there is none."""
-        if _in_graph and (in_graph := _in_graph.pop((threading.get_ident(), self.key), None)) is not None:
+        if _in_graph and (in_graph := _in_graph.pop((thread(), self.key), None)) is not None:
             return in_graph(tensor)
         module = self.module
         if module is None:

@@ -331,7 +331,10 @@ def test_a_network_compiles_after_a_graph_of_it_ran() -> None:
     torch._dynamo.reset()
     name = "own:cifar_resnet"
     net = injected(name, stages=-1)
-    torch.fx.symbolic_trace(copy.deepcopy(net))(images_for(name))
+    graph = torch.fx.symbolic_trace(copy.deepcopy(net))
+    graph(images_for(name))
+    with pytest.raises(RuntimeError):
+        graph(images_for(name)[:, :1])  # a graph that does not run to its end
     torch.compile(net, fullgraph=True, backend="eager")(images_for(name))
 
 
