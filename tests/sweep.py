@@ -54,7 +54,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=Path("zoo.jsonl"), help="default: zoo.jsonl")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--table", action="store_true", help="only show the results there are")
-    parser.add_argument("--markdown", action="store_true", help="show them as the table of the README")
+    parser.add_argument("--markdown", action="store_true", help="show them as the table in tests/README.md")
     return parser.parse_args(arguments)
 
 
@@ -65,7 +65,7 @@ def _sweep(models: list[Model], jobs: int, results: Path) -> None:
     with (
         context.Pool(jobs, _start_worker, (heavy,), maxtasksperchild=50) as pool,
         results.open("a") as file,
-        tqdm(total=len(models), unit="model", smoothing=0.02) as progress,
+        tqdm(total=len(models), unit="model", smoothing=0.02, disable=None) as progress,
     ):
         for record in pool.imap_unordered(_check, models):
             file.write(json.dumps(record) + "\n")

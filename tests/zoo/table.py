@@ -1,4 +1,4 @@
-"""The results of a sweep as tables: per family for the terminal, and shorter for the README."""
+"""The results of a sweep as tables: per family for the terminal, and shorter for the page of the tests."""
 
 from __future__ import annotations
 
