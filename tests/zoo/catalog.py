@@ -15,9 +15,6 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from dropblock_inject.tracing.shape_cache import ShapeCache
 
 # Families without a convolutional trunk: they must be refused. All others must not be.
 TRANSFORMERS = frozenset(
@@ -148,22 +145,11 @@ def _cheap_weights() -> Iterator[None]:
 def runs_without_data(net: nn.Module, arguments: tuple) -> bool:
     """Whether a model on the meta device can be called with these arguments."""
     try:
-        with torch.no_grad(), torch.device("meta"), _Quick():
+        with torch.no_grad(), torch.device("meta"):
             net(*arguments)
     except Exception:  # whatever a model says to a size it was not made for, or to there being no data
         return False
     return True
-
-
-class _Quick(TorchDispatchMode):
-    """Works out the shapes of an operation once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.run = ShapeCache()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        return self.run(func, args, kwargs or {})
 
 
 def all_models() -> list[Model]:
