@@ -118,8 +118,9 @@ def find_units(trace: Trace, geometry: Geometry) -> list[ConvNormAct]:
             if feature_map and feature_map.channel_dim == -1 and call.last > call.first:
                 linear[call.first] = call.outputs[None]
     units: dict[Op, ConvNormAct] = {}
+    scores = _attention_scores(trace)
     for op in trace.ops:
-        if op.kind == "convolution" and geometry.map_of(op.outputs[0]):
+        if op.kind == "convolution" and geometry.map_of(op.outputs[0]) and op.inputs[0] not in scores:
             units[op] = ConvNormAct(op, _put_out(op))
         elif op.index in linear:
             units[op] = ConvNormAct(op, linear[op.index])
@@ -129,6 +130,20 @@ def find_units(trace: Trace, geometry: Geometry) -> list[ConvNormAct]:
             for op in adapter:
                 units.pop(op, None)
     return list(units.values())
+
+
+def _attention_scores(trace: Trace) -> set[Value]:
+    """The tensors with a number for each pair of tokens, and an axis for the heads. They have the shape of a map."""
+    scores: set[Value] = set()
+    for op in trace.ops:
+        for value in op.outputs:
+            if len(value.shape) < 4 or value.shape[-1] != value.shape[-2]:
+                continue
+            made_of = op.inputs[0].producer if op.kind in RESHAPES else None
+            is_product = made_of is not None and made_of.kind in ("baddbmm", "bmm")
+            if is_product or (op.inputs[0].shape[-2:] == value.shape[-2:] and scores.issuperset(op.inputs)):
+                scores.add(value)
+    return scores
 
 
 def _adapter_beside(unit: ConvNormAct) -> list[Op]:
