@@ -442,7 +442,7 @@ def test_the_families() -> None:
     assert int(refused[1]) == sum(counts_refused.values())
     sums = f"{sum(counts.values())} passed, {sum(counts_refused.values())} refused"
     assert f"{sum(counts.values()) + sum(counts_refused.values())} models: {sums} as they should be, 0 failed" in page
-    assert f"{sum(counts.values())} models pass, and {sum(counts_refused.values())} without" in one_line(README)
+    assert f"{sum(counts.values())} models passed, and {sum(counts_refused.values())} without" in one_line(README)
     if (timm.__version__, torchvision.__version__.split(".")[:2]) == ("1.0.31", ["0", "29"]):
         assert Counter(model.family for model in all_models()) == {**counts, **counts_refused}
 
