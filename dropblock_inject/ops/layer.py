@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from ..errors import CompiledModelError
 from .functional import BlockSize, Rescale, check_arguments, drop_block
 
+NOT_SCRIPTABLE = (
+    "DropBlock cannot be compiled by torch.jit.script: call remove_dropblock(model) first, "
+    "which changes nothing in eval mode, or use torch.compile, torch.export or torch.jit.trace"
+)
+
 
 class DropBlock(nn.Module):
     """See :func:`drop_block`. It has no parameters and no buffers, so it is not in a state dict.
@@ -101,10 +106,7 @@ class DropBlock(nn.Module):
         return ", ".join(options)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        raise CompiledModelError(
-            "DropBlock cannot be compiled by torch.jit.script: call remove_dropblock(model) first, "
-            "which changes nothing in eval mode, or use torch.compile, torch.export or torch.jit.trace"
-        )
+        raise CompiledModelError(NOT_SCRIPTABLE)
 
 
 def leaf_call(module: nn.Module, input: torch.fx.Proxy) -> Any:

@@ -15,6 +15,7 @@ from ..ops.functional import BlockSize
 from ..surgery.liveness import injected
 from ..surgery.site import Site
 from ..surgery.splice import splice, unsplice
+from .layers import MakeLayer, check_maker, dropblock_for, make_layers
 from .patterns import Pattern, check_pattern
 from .plan_table import TraceSummary, render
 from .selection import by_stage, check_layer_options, choose_sites, choose_stages, kinds_of, targets_of
@@ -28,10 +29,11 @@ P = ParamSpec("P")
 class _Sites(Sequence[Site]):
     """A sequence of sites; its str() is a table."""
 
-    def __init__(self, model: nn.Module, sites: Iterable[Site], trace: TraceSummary) -> None:
+    def __init__(self, model: nn.Module, sites: Iterable[Site], trace: TraceSummary, layers: Sequence[str]) -> None:
         self.model = model
         self._sites = tuple(sites)
         self._trace = trace
+        self._layers = tuple(layers)  # the class of the layer at each site
 
     @overload
     def __getitem__(self, index: int) -> Site: ...
@@ -53,11 +55,13 @@ class _Sites(Sequence[Site]):
             "image_size": self._trace.image_size,
             "without_skip": self._trace.without_skip,
             "error": None if self._trace.error is None else str(self._trace.error),
-            "sites": [site.as_dict() for site in self],
+            "sites": [
+                {**site.as_dict(), "layer": layer} for site, layer in zip(self._sites, self._layers, strict=True)
+            ],
         }
 
     def __str__(self) -> str:
-        return render(type(self.model).__name__, self._sites, self._trace)
+        return render(type(self.model).__name__, self._sites, self._trace, self._layers)
 
 
 class InjectionReport(_Sites):
@@ -72,12 +76,12 @@ class InjectionPlan(_Sites):
         model: nn.Module,
         sites: Iterable[Site],
         trace: TraceSummary,
-        block_size: BlockSize,
-        options: dict[str, Any],
+        make: MakeLayer,
     ) -> None:
-        super().__init__(model, sites, trace)
-        self._block_size = block_size
-        self._options = options
+        sites = tuple(sites)
+        self._make = make
+        self._made: list[nn.Module] | None = make_layers(sites, make)
+        super().__init__(model, sites, trace, [type(layer).__name__ for layer in self._made])
         modules = _modules(model)
         self._modules = {name: modules.get(name) for site in self for name in site.splice.modules}
 
@@ -95,10 +99,12 @@ class InjectionPlan(_Sites):
                 raise DropBlockValueError(
                     f"{name or 'the model'} is not the module it was when this plan was made; plan again"
                 )
+        layers = self._made or make_layers(self, self._make)
+        self._made = None
         # Nothing but the splicing may fail once it has begun: it takes back what it did.
-        report = InjectionReport(self.model, self._sites, self._trace)
-        logger.info("putting %d DropBlocks into %s", len(self), type(self.model).__name__)
-        splice(self.model, self._sites, self._block_size, self._options)
+        report = InjectionReport(self.model, self._sites, self._trace, self._layers)
+        logger.info("putting %d layers into %s", len(self), type(self.model).__name__)
+        splice(self.model, self._sites, layers)
         return report
 
 
@@ -111,6 +117,7 @@ def plan_dropblock(
     where: str | Sequence[str] = "paper",
     include: Pattern = None,
     exclude: Pattern = None,
+    layer: MakeLayer | None = None,
     depth_scaling: bool = True,
     example_input: Any = None,
     strict: bool = True,
@@ -136,6 +143,8 @@ def plan_dropblock(
     _check_model(model)
     kinds = kinds_of(where)
     check_layer_options(keep_prob, block_size, layer_options)
+    if layer is not None:
+        check_maker(layer, layer_options)
     check_pattern("include", include)
     check_pattern("exclude", exclude)
     trunk = find_trunk(model, example_input)
@@ -161,7 +170,7 @@ def plan_dropblock(
     sites = choose_sites(model, sites, include, exclude, strict)
     without_skip = finder.unreachable if "skip" in kinds else []
     summary = TraceSummary(trunk.geometry.image_size, tuple(without_skip), trunk.trace.error)
-    return InjectionPlan(model, sites, summary, block_size, layer_options)
+    return InjectionPlan(model, sites, summary, layer or dropblock_for(block_size, layer_options))
 
 
 def _with_signature_of(
@@ -196,12 +205,16 @@ def inject_dropblock(*args: Any, **kwargs: Any) -> InjectionReport:
         block_size: as in :func:`drop_block`.
         where: ``"branch"``: after each convolution unit of a block (and at the branch's end where that is something
             else); ``"skip"``: on the shortcut, identity or projected, unseen by the branch; ``"output"``: after the
-            addition and its activation; ``"paper"``: branch and skip; or a sequence of them.
+            addition and its activation; ``"end"``: at the end of each branch, before the addition, which is the place
+            for drop path; ``"paper"``: branch and skip; or a sequence of them.
         include, exclude: name patterns over the sites. A site answers to the names of its convolution, of its
             normalisation and activation, of its block and of its DropBlock: ``"layer4.*.conv2"`` means the same sites
             in every library. A string is an exact name, a dotted suffix, a shell wildcard, or a regular expression
             after ``"re:"``. A sequence of strings means any of them. A callable ``(name, module) -> bool`` is asked
             for each of these names.
+        layer: a callable ``(site) -> nn.Module`` that makes another layer for each :class:`Site`:
+            ``layer=lambda site: nn.Dropout2d(1 - site.keep_prob)``. It must have no parameters and no buffers. The
+            schedule moves its `keep_prob`, or else its `p` or `drop_prob` as 1 - keep_prob. None: a DropBlock.
         depth_scaling: with a float `keep_prob`, let each stage further up drop a quarter as much, which is the
             authors' rule: ``1 - (1 - keep_prob) / 4 ** (deepest - stage)``.
         example_input: see :func:`find_stages`.

@@ -9,8 +9,7 @@ from textwrap import shorten
 from ..surgery.site import Site
 from ..surgery.text_table import text_table
 
-_HEADINGS = ("stage", "site", "where", "after", "channels", "map", "block", "keep_prob")
-_NUMERIC = {0, 4, 5, 6, 7}  # columns
+_HEADINGS = ("stage", "site", "where", "after", "channels", "map", "keep_prob")
 
 
 @dataclass(frozen=True)
@@ -28,16 +27,22 @@ class TraceSummary:
     error: Exception | None
 
 
-def render(model: str, sites: Sequence[Site], trace: TraceSummary) -> str:
-    """The sites of a model as a table, a stage after the other, and a line above it that sums them up."""
+def render(model: str, sites: Sequence[Site], trace: TraceSummary, layers: Sequence[str]) -> str:
+    """The sites of a model as a table, a stage after the other, and a line above it that sums them up.
+
+    Args:
+        layers: the class of the layer at each site. Where any is no DropBlock, they are shown in place of the blocks.
+    """
     blocks = len({site.block for site in sites})
     pixels = _size(trace.image_size)
-    lines = [f"DropBlock in {model}: {len(sites)} sites in {blocks} blocks; maps for an input of {pixels} pixels"]
+    has_blocks = set(layers) <= {"DropBlock"}
+    kinds = " and ".join(sorted(set(layers) or {"DropBlock"}))
+    lines = [f"{kinds} in {model}: {len(sites)} sites in {blocks} blocks; maps for an input of {pixels} pixels"]
     if not sites:
         return lines[0]
-    rows = [_HEADINGS]
+    rows = [(*_HEADINGS[:6], "block" if has_blocks else "layer", _HEADINGS[6])]
     previous = None
-    for site in sites:
+    for site, layer in zip(sites, layers, strict=True):
         covers = "*" if site.block_size == site.map_size else ""
         stage = "" if site.stage == previous else str(site.stage)
         previous = site.stage
@@ -49,16 +54,16 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary) -> str:
                 _behind(site),
                 str(site.channels),
                 _size(site.map_size),
-                _size(site.block_size) + covers,
+                _size(site.block_size) + covers if has_blocks else layer,
                 f"{site.keep_prob:.4g}",
             )
         )
-    headings, rule, *body = text_table(rows, _NUMERIC)
+    headings, rule, *body = text_table(rows, right={0, 4, 5, 7} | ({6} if has_blocks else set()))
     lines += ["", headings, rule]
     for number, (row, line) in enumerate(zip(rows[1:], body, strict=True)):
         lines += ["", line] if number and row[0] else [line]
     whole_maps = sum(site.block_size == site.map_size for site in sites)
-    if whole_maps:
+    if whole_maps and has_blocks:
         lines += [
             "",
             f"* {whole_maps} of {len(sites)} sites drop whole channels, as Dropout2d does, because the block is as "

@@ -19,9 +19,12 @@ PLACES: dict[str, tuple[Where, ...]] = {
     "branch": ("branch",),
     "skip": ("skip",),
     "output": ("output",),
+    "end": ("end",),
 }
 # The other arguments of inject_dropblock, to be offered for a misspelt one.
-_ARGUMENTS = ("keep_prob", "block_size", "where", "include", "exclude", "depth_scaling", "example_input", "strict")
+_ARGUMENTS = (
+    *("keep_prob", "block_size", "where", "include", "exclude", "layer", "depth_scaling", "example_input", "strict"),
+)
 _DROP_PER_STAGE = 4  # the authors' rule: each stage further up drops a quarter as much
 
 

@@ -74,9 +74,11 @@ class SiteFinder:
             _unmoved(unit.tail(residual.call), residual.call) for unit in block.units for residual in block.residuals
         }
         for residual in block.residuals:
-            point = None if _unscaled(residual) in tails else self._branch_end(residual)
-            if point:
-                yield "branch", point, []
+            end = self._branch_end(residual)
+            if end and _unscaled(residual) not in tails:
+                yield "branch", end, []
+            if end:
+                yield "end", end, []
             point = self._finder.shortcut(residual) or find_branch_end(residual, self._finder, self._geometry)
             if point:
                 yield "skip", point, _layers_behind(residual.skip, residual.call)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {"skip": "#edae49", "branch": "#d1495b", "output": "#00798c"}
+COLORS = {"skip": "#edae49", "branch": "#d1495b", "output": "#00798c", "end": "#66a182"}
 STAGE_COLORS = ("#7d8491", "#8d96a3", "#66a182", "#2e4057", "#d1495b", "#00798c", "#edae49")
 GREY = "#444444"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..ops.layer import DropBlock
-from ..surgery.place import InjectedDropBlock
+from ..surgery.place import Label, target_of
+from ..surgery.splice import dropping_layers
 from ..training.schedule import KeepProbSchedule
 from .canvas import STAGE_COLORS, new_figure
 
@@ -20,18 +20,18 @@ def plot_schedule(schedule: KeepProbSchedule) -> Figure:
         PlotError: matplotlib is not installed.
     """
     curves: dict[str, float] = {}
-    for name, module in schedule.model.named_modules():
-        if isinstance(module, DropBlock):
-            label = f"stage {module.site.stage}" if isinstance(module, InjectedDropBlock) else name
-            curves[label] = module.target_keep_prob if schedule.end is None else schedule.end
+    for name, layer in dropping_layers(schedule.model).items():
+        label = Label.of(layer)
+        curve = name if label is None else "off the trunk" if (n := label.site.stage) is None else f"stage {n}"
+        curves[curve] = target_of(layer) if schedule.end is None else schedule.end
     figure = new_figure(6.4, 3.6)
     axis = figure.subplots()
     points = min(schedule.total_steps, 1000)
     steps = sorted({round(i * schedule.total_steps / points) for i in range(points + 1)})
-    for number, (label, end) in enumerate(curves.items()):
+    for number, (curve, end) in enumerate(curves.items()):
         color = STAGE_COLORS[-1 - number % len(STAGE_COLORS)]
         values = [schedule.value_at(step, end) for step in steps]
-        axis.plot(steps, values, color=color, linewidth=2, label=f"{label}, to {end:g}")
+        axis.plot(steps, values, color=color, linewidth=2, label=f"{curve}, to {end:g}")
         axis.plot(schedule.last_step, schedule.value_at(schedule.last_step, end), "o", color=color)
     axis.set_xlabel("optimizer step")
     axis.set_ylabel("keep_prob")

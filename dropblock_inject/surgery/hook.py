@@ -11,9 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..errors import CompiledModelError
+from ..ops.layer import NOT_SCRIPTABLE
 from .place import Place
 
 Key = int | str | None  # position or name of an argument; place in a tuple of outputs, None for the output itself
+
+
+class _NotScriptableError(CompiledModelError, AttributeError):
+    """To whom only asks whether there is a name, there is none."""
 
 
 class Hook(ABC):
@@ -39,6 +45,11 @@ class Hook(ABC):
         """Puts the hook on the module that has this dotted name in the model."""
         self.planned_module = name
         self.id = self._register_on(module).id
+
+    @property
+    def __name__(self) -> str:
+        """Asked for by torch.jit.script alone, which compiles hooks that are functions."""
+        raise _NotScriptableError(NOT_SCRIPTABLE)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .owner_hook import WRAPPED_AS
-from .place import InjectedDropBlock, Injection
+from .place import Injection, Label
 from .site import Site
 from .splice import FoundHook, find_hooks
 
@@ -56,12 +56,13 @@ def injected(model: nn.Module) -> list[SiteInModel]:
     order = {}
     for number, (name, module) in enumerate(model.named_modules()):
         order[id(module)] = number
-        if isinstance(module, InjectedDropBlock):
-            row = by_layer.get(id(module)) or SiteInModel(name, module.site, module.injection, module)
+        label = Label.of(module)
+        if label is not None:
+            row = by_layer.get(id(module)) or SiteInModel(name, label.site, label.injection, module)
             row.name = name
             if id(module) not in by_layer:
-                row._root = names.root(module.site.name, module)
-                row.problem = f"after {module.site.host}, which is another module now"
+                row._root = names.root(label.site.name, module)
+                row.problem = f"after {label.site.host}, which is another module now"
                 sites.append(row)
             if id(module) in in_graphs:
                 row.problem = None

@@ -20,7 +20,11 @@ class _Mask(Hook):
 
     def change(self, tensor: Tensor, module: nn.Module) -> Tensor:
         masked = self.place.apply(tensor, module)
-        return marked(masked, tensor, self.place) if self._is_unmasked_for_branch else masked
+        if not self._is_unmasked_for_branch:
+            return masked
+        if masked is tensor and self.place.drops:  # a layer that drops nothing this time
+            masked = tensor.clone()
+        return marked(masked, tensor, self.place)
 
 
 class MaskOutput(_Mask, OutputHook):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops.functional import BlockSize
-from ..ops.layer import DropBlock
+from ..ops.layer import DropBlock, leaf_call
+from .keep_prob import keep_prob_of
 from .site import Site
 
 
@@ -28,16 +28,27 @@ class Injection:
     sites: tuple[str, ...]
 
 
-class InjectedDropBlock(DropBlock):
-    """A DropBlock that :func:`inject_dropblock` put into a model; `site` is the plan's record of where it is."""
+@dataclass(frozen=True)
+class Label:
+    """The record that a layer carries while it is injected: the plan's record of its site, and the injection."""
 
-    def __init__(self, site: Site, injection: Injection, block_size: BlockSize, **options: Any) -> None:
-        super().__init__(site.keep_prob, block_size, channel_dim=site.channel_dim, **options)
-        self.site = site
-        self.injection = injection
+    site: Site
+    injection: Injection
 
-    def _get_name(self) -> str:
-        return "DropBlock"
+    def put_on(self, layer: nn.Module) -> None:
+        vars(layer)[_LABEL] = self
+
+    @staticmethod
+    def of(layer: nn.Module | None) -> Label | None:
+        """The label of a layer; None if it was not injected."""
+        return None if layer is None else vars(layer).get(_LABEL)
+
+    @staticmethod
+    def take_off(layer: nn.Module) -> None:
+        vars(layer).pop(_LABEL, None)
+
+
+_LABEL = "_dropblock_label"
 
 
 # The modules that stand at places in a torch.fx graph module which is running, by thread and key of the place.
@@ -55,7 +66,7 @@ class Place:
     Attributes:
         site: the plan's record.
         injection: the injection it is part of.
-        owner: the module that the DropBlock is registered on. It is None in the copy of a layer that was copied
+        owner: the module that the layer is registered on. It is None in the copy of a layer that was copied
             without its block: nothing is dropped there.
         key: text that tells this site from all others.
     """
@@ -82,21 +93,22 @@ class Place:
         module = in_graph or self.module
         if module is None or not module.training or (in_graph is None and self._is_paused):
             return False
-        if isinstance(module, DropBlock):
-            return module.enabled and module.keep_prob < 1
-        return any(getattr(module, attribute, 0) > 0 for attribute in ("p", "drop_prob"))
+        keep_prob = keep_prob_of(module)
+        return is_enabled(module) and not isinstance(module, nn.Identity) and (keep_prob is None or keep_prob < 1)
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether the module there is sure to return its input: a DropBlock that drops nothing, or an identity."""
+        """Whether the tensor there stays as it is: an identity, or an injected layer that drops nothing now."""
         module = _in_graph.get((thread(), self.key)) if _in_graph else None
         module = module or self.module
-        return module is None or isinstance(module, nn.Identity) or (isinstance(module, DropBlock) and not self.drops)
+        if module is None or isinstance(module, nn.Identity):
+            return True
+        return (isinstance(module, DropBlock) or Label.of(module) is not None) and not self.drops
 
     def apply(self, tensor: Tensor, host: nn.Module) -> Tensor:
         """A tensor after the module that stands there; the tensor itself if there is none."""
         if _in_graph and (in_graph := _in_graph.pop((thread(), self.key), None)) is not None:
-            return in_graph(tensor)
+            return in_graph(tensor) if is_enabled(in_graph) else tensor
         module = self.module
         if module is None:
             if self.owner is None and host.training and not self._has_warned:
@@ -108,7 +120,10 @@ class Place:
                     stacklevel=2,
                 )
             return tensor
-        return tensor if self._is_paused else module(tensor)
+        if isinstance(tensor, torch.fx.Proxy):
+            return leaf_call(module, tensor)
+        is_idle = not module.training and not isinstance(module, DropBlock) and Label.of(module) is not None
+        return tensor if self._is_paused or is_idle or not is_enabled(module) else module(tensor)
 
     @property
     def _is_paused(self) -> bool:
@@ -126,3 +141,16 @@ class Place:
         copied.__dict__.update(self.__dict__)
         copied.owner = memo.get(id(self.owner))
         return copied
+
+
+def is_enabled(layer: nn.Module) -> bool:
+    """Whether a layer is not paused; see :func:`dropblock_disabled`."""
+    return getattr(layer, "enabled", True)
+
+
+def target_of(layer: nn.Module) -> float:
+    """The keep_prob that a DropBlock was made with, or that the plan has for the site of another injected layer."""
+    label = Label.of(layer)
+    if label is None or isinstance(layer, DropBlock):
+        return layer.target_keep_prob  # type: ignore[return-value]
+    return label.site.keep_prob

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Where = Literal["branch", "skip", "output"]
+Where = Literal["branch", "skip", "output", "end"]
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Splice:
 
 @dataclass(frozen=True)
 class Site:
-    """One place for a DropBlock.
+    """One place for a DropBlock, or for another layer.
 
     Attributes:
-        name: dotted name of the DropBlock once injected.
+        name: dotted name of the DropBlock once injected, or of the other layer.
         host: dotted name of the module after which it stands; of the block itself for an identity shortcut.
         block: dotted name of the residual block, or of the convolution unit where there is none.
         stage: index of the stage, counted as :func:`find_stages` does.
-        where: ``"branch"``, ``"skip"`` or ``"output"``.
+        where: ``"branch"``, ``"skip"``, ``"output"`` or ``"end"``.
         channels: channels of the feature map there.
         map_size: spatial size of the feature map there, in pixels, for the input the model was traced with.
         block_size: the block size in force there, in pixels per axis.

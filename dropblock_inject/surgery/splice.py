@@ -1,6 +1,6 @@
 """Sites put into a model, taken out, and found again.
 
-A DropBlock is registered on a module around its site, and hooks lead tensors through it. Nothing is stored about them
+A layer is registered on a module around its site, and hooks lead tensors through it. Nothing is stored about them
 anywhere else. They are found by looking at the model as it is now, so that copies and unpickled models need no special
 care.
 """
@@ -9,39 +9,33 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
-from ..ops.functional import BlockSize
 from ..ops.layer import DropBlock
 from .hook import Hook
-from .mask_hooks import MaskArgument, MaskOutput
 from .owner_hook import OwnerHook
-from .place import InjectedDropBlock, Injection, Place
+from .place import Injection, Label, Place
 from .site import Site
 
 
-def splice(model: nn.Module, sites: Sequence[Site], block_size: BlockSize, options: dict[str, Any]) -> None:
-    """Puts a DropBlock at every site; if anything goes wrong, takes all of them out again."""
+def splice(model: nn.Module, sites: Sequence[Site], layers: Sequence[nn.Module]) -> None:
+    """Puts a layer at every site; if anything goes wrong, takes all of them out again."""
     injection = Injection(uuid.uuid4().hex[:8], tuple(site.name for site in sites))
     try:
-        for site in sites:
-            _splice_one(model, site, injection, block_size, options)
+        for site, layer in zip(sites, layers, strict=True):
+            _splice_one(model, site, injection, layer)
     except BaseException:
         unsplice(model)
         raise
 
 
-def _splice_one(
-    model: nn.Module, site: Site, injection: Injection, block_size: BlockSize, options: dict[str, Any]
-) -> None:
+def _splice_one(model: nn.Module, site: Site, injection: Injection, layer: nn.Module) -> None:
     owner = model.get_submodule(site.splice.owner)
-    if [hook.kind for hook in site.splice.hooks] not in ([MaskOutput], [MaskArgument]):
-        options = {**options, "inplace": False}  # the branch still needs the unmasked tensor
-    drop = InjectedDropBlock(site, injection, block_size, **options)
-    drop.train(owner.training)
-    owner.add_module(site.splice.attribute, drop)
+    Label(site, injection).put_on(layer)
+    layer.train(owner.training)
+    owner.add_module(site.splice.attribute, layer)
     place = Place(site, injection, owner)
     hooks = []
     for planned in site.splice.hooks:
@@ -58,15 +52,17 @@ def unsplice(model: nn.Module) -> int:
     places = {id(found.hook.place): found.hook.place for found in hooks}
     count = len(places)
     for place in places.values():
-        if place.owner is not None:
-            place.owner._modules.pop(place.site.splice.attribute, None)
+        layer = None if place.owner is None else place.owner._modules.pop(place.site.splice.attribute, None)
+        if layer is not None:
+            Label.take_off(layer)
     for found in hooks:
         for table in reversed(found.tables):  # the hook itself last: a removal after an interrupted one finds it
             table.pop(found.key, None)
     for owner in list(model.modules()):  # those whose hooks were lost
         for attribute, child in list(owner._modules.items()):
-            if isinstance(child, InjectedDropBlock):
+            if child is not None and Label.of(child):
                 del owner._modules[attribute]
+                Label.take_off(child)
                 count += 1
     return count
 
@@ -98,17 +94,17 @@ def find_hooks(model: nn.Module) -> Iterator[FoundHook]:
                     yield FoundHook(hook, module, tables, key)
 
 
-def dropblocks(model: nn.Module) -> dict[str, DropBlock]:
-    """The DropBlocks that act in a model, by name: injected ones, and those of the model's own code.
+def dropping_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The injected layers that act in a model, by name, and the DropBlocks of the model's own code.
 
     The graph module that torch.fx makes of an injected model has the layers with their hooks, and not all of the
     DropBlocks that the hooks look up. These follow last, under the names that they have in the model.
     """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, DropBlock)}
+    found = {name: m for name, m in model.named_modules() if isinstance(m, DropBlock) or Label.of(m)}
     seen = set(map(id, found.values()))
     for hook in find_hooks(model):
         module = hook.hook.place.module
-        if isinstance(module, DropBlock) and id(module) not in seen:
+        if module is not None and (isinstance(module, DropBlock) or Label.of(module)) and id(module) not in seen:
             seen.add(id(module))
             found[hook.hook.place.site.name] = module
     return found

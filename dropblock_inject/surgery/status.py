@@ -12,9 +12,11 @@ from torch import nn
 from ..errors import DeadSiteError
 from ..ops.gamma import expected_share
 from ..ops.layer import DropBlock
+from .keep_prob import keep_prob_of
 from .liveness import SiteInModel, gone, injected
+from .place import is_enabled
 from .site import Where
-from .splice import dropblocks
+from .splice import dropping_layers
 from .text_table import text_table
 
 
@@ -24,8 +26,8 @@ class SiteStatus:
 
     Attributes:
         name: dotted name of its DropBlock in the model.
-        stage, where: as in the plan.
-        layer: class of what stands there: ``"DropBlock"``, or what took its place; ``"nothing"`` if it was deleted.
+        stage, where: as in the plan; the stage is None off the trunk.
+        layer: class of the layer that stands there, such as ``"DropBlock"``; ``"nothing"`` if it was deleted.
         keep_prob: the value set now, in (0, 1]; of another dropout layer 1 less its `p`; 1 of what drops nothing.
         effective_keep_prob: the share of the map that the next forward pass keeps, in expectation. It is 1 where
             nothing is dropped (eval mode, paused, not live). Without calibration it is more than `keep_prob`.
@@ -35,7 +37,7 @@ class SiteStatus:
     """
 
     name: str
-    stage: int
+    stage: int | None
     where: Where
     layer: str
     keep_prob: float
@@ -58,7 +60,8 @@ class SiteTable(list[SiteStatus]):
             state = ("on" if site.training else "off") if site.live else "dead"
             block = "x".join(map(str, site.block_size)) if isinstance(site.block_size, tuple) else site.block_size
             numbers = f"{site.keep_prob:.4g}", f"{site.effective_keep_prob:.4g}", state
-            rows.append((str(site.stage), site.name, site.where, site.layer, str(block or ""), *numbers))
+            stage = "" if site.stage is None else str(site.stage)
+            rows.append((stage, site.name, site.where, site.layer, str(block or ""), *numbers))
         return "\n".join(text_table(rows, right={0, 4, 5, 6})) if self else "no injected DropBlocks"
 
 
@@ -81,12 +84,12 @@ def dropblock_sites(model: nn.Module) -> SiteTable:
 def _status(row: SiteInModel) -> SiteStatus:
     layer, site = row.layer, row.site
     kind = "nothing" if layer is None else "DropBlock" if isinstance(layer, DropBlock) else type(layer).__name__
-    training, live = layer is not None and layer.training, row.problem is None
+    training, live = layer is not None and layer.training and is_enabled(layer), row.problem is None
     if not isinstance(layer, DropBlock):
-        keep_prob = 1 - next((getattr(layer, name) for name in ("p", "drop_prob") if hasattr(layer, name)), 0.0)
+        keep_prob = keep_prob_of(layer) if layer is not None else None
+        keep_prob = 1.0 if keep_prob is None else keep_prob
         now = keep_prob if training and live else 1.0
         return SiteStatus(row.name, site.stage, site.where, kind, keep_prob, now, None, training, live)
-    training = training and layer.enabled
     now = 1.0
     if training and live and layer.keep_prob < 1:
         now = expected_share(layer.keep_prob, site.map_size, site.block_size, layer.calibrated)
@@ -132,7 +135,7 @@ def check_dropblock(model: nn.Module) -> None:
 
 @contextmanager
 def dropblock_disabled(model: nn.Module) -> Iterator[None]:
-    """Within this context no DropBlock of `model` drops anything; afterwards each is as it was before.
+    """Within this context no DropBlock and no injected layer of `model` drops anything; afterwards each is as before.
 
     It is for code that must see the plain network in training mode: ``update_bn`` of stochastic weight averaging,
     gradient checks, range tests.
@@ -147,12 +150,15 @@ def dropblock_disabled(model: nn.Module) -> Iterator[None]:
     >>> all(site.training for site in dropblock_sites(model))
     True
     """
-    layers = list(dropblocks(model).values())
-    before = [layer.enabled for layer in layers]
+    layers = list(dropping_layers(model).values())
+    before = [vars(layer).get("enabled") for layer in layers]  # None: a layer that is no DropBlock
     try:
         for layer in layers:
-            layer.enabled = False
+            vars(layer)["enabled"] = False
         yield
     finally:
         for layer, enabled in zip(layers, before, strict=True):
-            layer.enabled = enabled
+            if enabled is None:
+                vars(layer).pop("enabled", None)
+            else:
+                vars(layer)["enabled"] = enabled

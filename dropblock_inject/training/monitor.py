@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import DeadSiteError
 from ..ops.gamma import block_size_in_force
 from ..ops.layer import DropBlock
-from ..surgery.splice import dropblocks
+from ..surgery.splice import dropping_layers
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,9 @@ class DropMonitor:
         self.model = model
         self._steps = 0
         self._monitors: dict[str, SiteMonitor] = {}
-        for name, layer in dropblocks(model).items():
-            layer.monitor = self._monitors[name] = SiteMonitor(layer)
+        for name, layer in dropping_layers(model).items():
+            if isinstance(layer, DropBlock):
+                layer.monitor = self._monitors[name] = SiteMonitor(layer)
 
     def done(self) -> bool:
         """Looks back after a training step; True if all have dropped something and no more steps need to be looked at.
@@ -37,7 +38,7 @@ class DropMonitor:
                 although a good many blocks were due.
         """
         self._steps += 1
-        here = set(map(id, dropblocks(self.model).values()))
+        here = set(map(id, dropping_layers(self.model).values()))
         watched = {name: monitor for name, monitor in self._monitors.items() if id(monitor.layer) in here}
         silent = {name: reason for name, monitor in watched.items() if (reason := monitor.fault())}
         if silent:

@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import DropBlockTypeError, DropBlockValueError, DropBlockWarning, ScheduleError
-from ..ops.layer import DropBlock
-from ..surgery.splice import dropblocks
+from ..surgery.keep_prob import keep_prob_of, set_keep_prob
+from ..surgery.place import target_of
+from ..surgery.splice import dropping_layers
 from ..surgery.status import check_dropblock
 from .monitor import DropMonitor
 from .step_check import StepCheck
@@ -33,6 +34,8 @@ MODES: dict[str, Callable[[float], float]] = {
 
 class KeepProbSchedule:
     """Moves the keep_prob of every DropBlock of a model from `start` to its end, one step per optimizer step.
+
+    An injected layer of another kind is moved too: its `keep_prob`, or else its `p` or `drop_prob` as 1 - keep_prob.
 
     The paper (section 3, "Scheduled DropBlock") found a fixed keep_prob to work less well than one that falls
     linearly from 1 to its target over the training.
@@ -142,13 +145,13 @@ class KeepProbSchedule:
                 the model, that of the deepest stage.
         """
         if end is None:
-            end = min(layer.target_keep_prob for layer in self._layers()) if self.end is None else self.end
+            end = min(map(target_of, self._layers())) if self.end is None else self.end
         fraction = self._fraction_at(step)
         return (1 - fraction) * self.start + fraction * end
 
     def get_last_keep_prob(self) -> list[float]:
         """The keep_prob in force now, one per DropBlock in the order of the model's modules."""
-        return [layer.keep_prob for layer in self._layers()]
+        return [keep_prob_of(layer) or 0.0 for layer in self._layers()]
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Steps the schedule after each step of `optimizer`, until the returned handle's ``remove()`` is called.
@@ -271,15 +274,15 @@ class KeepProbSchedule:
 
     def _go_to(self, step: int) -> None:
         layers = self._layers()
-        ends = [layer.target_keep_prob if self.end is None else self.end for layer in layers]
+        ends = [target_of(layer) if self.end is None else self.end for layer in layers]
         values = [self.value_at(step, end) for end in ends]
         for layer, value in zip(layers, values, strict=True):
-            layer.keep_prob = value
+            set_keep_prob(layer, value)
         self.last_step = step
 
-    def _layers(self) -> list[DropBlock]:
+    def _layers(self) -> list[nn.Module]:
         # Looked up each time, so that a model injected anew is driven too.
-        layers = list(dropblocks(self.model).values())
+        layers = [layer for layer in dropping_layers(self.model).values() if keep_prob_of(layer) is not None]
         if not layers:
             raise ScheduleError(
                 "the model has no DropBlock to schedule; call inject_dropblock(model, ...) first, and remove() the "

@@ -18,6 +18,7 @@ from dropblock_inject import DropBlockInjectError, KeepProbSchedule, check_dropb
 lightning = pytest.importorskip("lightning.pytorch")
 
 from dropblock_inject.integrations.lightning import DropBlockCallback  # noqa: E402
+from dropblock_inject.surgery.place import Label  # noqa: E402
 
 # Lightning warns about itself and about small data.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -91,7 +92,7 @@ def test_a_fine_tune_learns_with_dropblock_on(tmp_path: Path) -> None:
 
 
 def report_of(module: nn.Module):
-    return [row.site for row in module.modules() if hasattr(row, "site")]
+    return [label.site for row in module.modules() if (label := Label.of(row))]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

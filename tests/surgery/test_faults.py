@@ -137,7 +137,10 @@ def net(name: str) -> Iterator[nn.Module]:
 @pytest.fixture
 def plan(net: nn.Module, name: str) -> InjectionPlan:
     where = ("branch", "skip", "output")
-    return plan_dropblock(net, -1, where=where, block_size=2, example_input=example_for(name))
+    plan = plan_dropblock(net, -1, where=where, block_size=2, example_input=example_for(name))
+    plan.apply()  # a first time, in which it puts in the layers that it made to check them; later it makes them anew
+    remove_dropblock(net)
+    return plan
 
 
 def test_a_fault_in_an_injection_leaves_the_model_as_it_was(

@@ -43,6 +43,7 @@ def test_plan_and_report_are_plain_data():
         "keep_prob": 0.9,
         "channel_dim": 1,
         "layers": ["stage2.0.conv1", "stage2.0.bn1"],
+        "layer": "DropBlock",
     }
 
 
@@ -94,5 +95,5 @@ def test_an_injection_is_logged_and_nothing_is_printed(caplog, capsys):
     net = CifarResNet(1)
     with caplog.at_level(logging.INFO, "dropblock_inject"):
         inject_dropblock(net, **OPTIONS)
-    assert [record.getMessage() for record in caplog.records] == ["putting 6 DropBlocks into CifarResNet"]
+    assert [record.getMessage() for record in caplog.records] == ["putting 6 layers into CifarResNet"]
     assert capsys.readouterr() == ("", "")

@@ -22,7 +22,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from injected import BATCH_NORM, assert_live, drops, injected, options_for, wake_branches
+from injected import BATCH_NORM, OTHER_LAYERS, assert_live, drops, injected, options_for, wake_branches
 from networks import EVERY_KIND, NETWORKS, images_for
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -38,6 +38,8 @@ from dropblock_inject import (
     plan_dropblock,
     remove_dropblock,
 )
+from dropblock_inject.surgery.keep_prob import keep_prob_of, set_keep_prob
+from dropblock_inject.surgery.place import Label
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 
@@ -45,7 +47,12 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 @pytest.fixture(
     params=[
         *EVERY_KIND,
-        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in NETWORKS if name not in EVERY_KIND),
+        *OTHER_LAYERS,
+        *(
+            pytest.param(name, marks=pytest.mark.exhaustive)
+            for name in NETWORKS
+            if name not in EVERY_KIND and name not in OTHER_LAYERS
+        ),
     ]
 )
 def name(request: pytest.FixtureRequest) -> str:
@@ -89,8 +96,8 @@ def test_deepcopy_has_sites_of_its_own(net: nn.Module, name: str) -> None:
     sites = len(drops(net))
     other = copy.deepcopy(net)
     assert_live(other, images_for(name), sites)
-    next(iter(drops(other).values())).keep_prob = 0.123
-    assert all(layer.keep_prob != 0.123 for layer in drops(net).values())
+    set_keep_prob(next(iter(drops(other).values())), 0.123)
+    assert all(keep_prob_of(layer) != 0.123 for layer in drops(net).values())
     assert remove_dropblock(other) == sites
     assert not drops(other)
     assert_live(net, images_for(name), sites)
@@ -199,7 +206,7 @@ def test_compile_makes_two_graphs_over_a_schedule(net: nn.Module, name: str) -> 
     check_dropblock(compiled)
     assert len(dropblock_sites(compiled)) == len(drops(net))
     for layer in drops(net).values():
-        layer.keep_prob = 0.3
+        set_keep_prob(layer, 0.3)
     torch.manual_seed(1)
     first = compiled(images)
     torch.manual_seed(2)
@@ -288,7 +295,7 @@ def test_a_traced_graph_follows_its_mode_and_keep_prob(net: nn.Module, name: str
     assert len(layers) == len(drops(net))
 
     def output(keep_prob: float, layer: DropBlock) -> Tensor:
-        layer.keep_prob = keep_prob
+        set_keep_prob(layer, keep_prob)
         torch.manual_seed(5)
         with torch.no_grad():
             return graph(images)
@@ -468,7 +475,7 @@ def test_fully_sharded_around_it(net: nn.Module, name: str) -> None:
 
 
 def report_of(net: nn.Module) -> list[Any]:
-    return [module.site for module in net.modules() if isinstance(module, DropBlock)]
+    return [label.site for module in net.modules() if (label := Label.of(module))]
 
 
 @pytest.mark.usefixtures("sharding")

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dropblock_inject.ops.layer
-from dropblock_inject import find_stages, inject_dropblock, plan_dropblock, remove_dropblock
+from dropblock_inject import DropBlock, find_stages, inject_dropblock, plan_dropblock, remove_dropblock
 from dropblock_inject.anatomy.stages import Stage
 from dropblock_inject.errors import NoTrunkError
 from dropblock_inject.placement.branch_end import CorrectOutput
 from dropblock_inject.placement.plan import InjectionPlan
-from dropblock_inject.surgery.place import InjectedDropBlock
 from dropblock_inject.surgery.site import Site
 
 from .catalog import Model, runs_without_data
@@ -133,7 +132,7 @@ def check_sites(model: Model, plan: InjectionPlan, stages: list[Stage]) -> None:
     plan.apply()
     meta_model = plan.model.eval()
     for module in meta_model.modules():
-        module.training = isinstance(module, InjectedDropBlock)
+        module.training = isinstance(module, DropBlock)
     try:
         with counted(meta_model) as (runs, shapes):
             ran = runs_without_data(meta_model, model.example_input("meta") or model.arguments(1, device="meta"))
@@ -157,7 +156,7 @@ def counted(net: nn.Module) -> Iterator[tuple[Counter[str], dict[str, tuple[int,
     def count(name: str) -> Any:
         def hook(module: nn.Module, args: tuple) -> None:
             runs[name] += 1
-            if isinstance(module, InjectedDropBlock):
+            if isinstance(module, DropBlock):
                 shapes[name] = tuple(args[0].shape)
 
         return hook
