@@ -2,6 +2,9 @@
 
 from .anatomy.stages import Stage, find_stages
 from .errors import DropBlockInjectError
+from .inference.monte_carlo import mc_dropblock
+from .inference.predict import mc_predict
+from .inference.prediction import Prediction
 from .ops.functional import drop_block
 from .ops.layer import DropBlock
 from .placement.plan import InjectionPlan, InjectionReport, inject_dropblock, plan_dropblock, remove_dropblock
@@ -15,6 +18,7 @@ __all__ = [
     "InjectionPlan",
     "InjectionReport",
     "KeepProbSchedule",
+    "Prediction",
     "Site",
     "SiteStatus",
     "Stage",
@@ -24,6 +28,8 @@ __all__ = [
     "dropblock_sites",
     "find_stages",
     "inject_dropblock",
+    "mc_dropblock",
+    "mc_predict",
     "plan_dropblock",
     "remove_dropblock",
 ]

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ settings.register_profile(
 )
 settings.register_profile("thorough", max_examples=2000, stateful_step_count=20, deadline=None, database=None)
 settings.load_profile("few")
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
 
 # Regular expressions for the beginning of a test's name. `pytest` leaves these tests out, `pytest -m slow` runs them.
 # Each repeats, on more networks or settings, what a test of the default run shows.

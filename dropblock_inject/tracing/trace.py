@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import prod
@@ -148,11 +149,25 @@ def trace_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trac
     Raises:
         TraceError: the model cannot be copied.
     """
+    model, prefix = unwrapped(model)
+    with torch.inference_mode(False):  # which would hide operations inside compound ones
+        return _record(meta_copy(model).eval(), prefix, to_meta(args), to_meta(kwargs))
+
+
+def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
+    """The model inside of DataParallel and DistributedDataParallel, and the prefix of its modules' names."""
     prefix = ""
     while (wrapper := next((w for w in _WRAPPERS if isinstance(model, w.kind)), None)) is not None:
         model, prefix = getattr(model, wrapper.attribute), f"{prefix}{wrapper.attribute}."
-    with torch.inference_mode(False):  # which would hide operations inside compound ones
-        return _record(meta_copy(model).eval(), prefix, to_meta(args), to_meta(kwargs))
+    return model, prefix
+
+
+@contextmanager
+def without_data() -> Iterator[None]:
+    """The context of a pass without data: nothing is drawn, and what the model has to say of it is for nobody."""
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=()), torch.no_grad(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _record(meta_model: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -> Trace:
@@ -167,9 +182,7 @@ def _record(meta_model: nn.Module, prefix: str, args: tuple, kwargs: dict[str, A
         module.register_forward_hook(recorder.leaving, with_kwargs=True)
     iterated.clear()
     error = None
-    quiet = warnings.catch_warnings()  # what the model has to say of a pass without data is for nobody
-    with quiet, torch.random.fork_rng(devices=()), torch.no_grad(), torch.device("meta"), recorder:
-        warnings.simplefilter("ignore")
+    with without_data(), recorder:
         try:
             meta_model(*args, **kwargs)
         except Exception as problem:  # whatever the model's own code raises on tensors without data

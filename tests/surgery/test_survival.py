@@ -13,7 +13,6 @@ import subprocess
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -423,13 +422,6 @@ def test_no_tensor_of_a_step_is_held_after_it(net: nn.Module, name: str) -> None
     assert len(references) > 20
     gc.collect()
     assert [tuple(tensor.shape) for reference in references if (tensor := reference()) is not None] == []
-
-
-@pytest.fixture
-def process_group() -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("inject_first", [True, False])

@@ -1,0 +1,88 @@
+"""DropBlock on, whatever mode the model is in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from ..errors import DropBlockTypeError, DropBlockValueError
+from ..ops.functional import Rescale, check_arguments
+from ..ops.layer import DropBlock
+from ..surgery.keep_prob import keep_prob_of, set_keep_prob
+from ..surgery.splice import dropping_layers
+from ..surgery.status import check_dropblock
+
+_SETTINGS = ("enabled", "rescale", "keep_prob", "p", "drop_prob")  # the attributes that the context changes
+
+
+@contextmanager
+def mc_dropblock(model: nn.Module, *, keep_prob: float | None = None, rescale: Rescale = "expected") -> Iterator[None]:
+    """Within this context every DropBlock of `model` drops, in eval mode too; afterwards each is as it was before.
+
+    Nothing else changes: BatchNorm, Dropout and the rest are in the mode that they are in. Layers that were injected by
+    ``layer=`` are on as well.
+
+    The network must have been trained with DropBlock. One that was not collapses when parts of its maps are missing
+    (figure 5 of the paper, arXiv 1810.12890), and its passes say nothing. A checkpoint of weights does not tell:
+    the state of :class:`dropblock_inject.KeepProbSchedule` has the keep_prob that the training had reached.
+
+    Args:
+        model: a model with injected DropBlocks, or with DropBlock layers of its own.
+        keep_prob: share of the map to keep, in (0, 1], at every site alike; None: the value that is set now.
+        rescale: as in :func:`drop_block`. With ``"batch"`` the images of a batch would depend on each other.
+
+    Raises:
+        DropBlockTypeError: `model` is not a module.
+        DropBlockValueError: the model has no DropBlock, or all are at keep_prob 1 and `keep_prob` is None.
+        DeadSiteError: an injected DropBlock no longer takes part in the forward pass.
+
+    >>> import torch
+    >>> from torchvision.models import resnet18
+    >>> from dropblock_inject import inject_dropblock
+    >>> model = resnet18().eval()
+    >>> _ = inject_dropblock(model)
+    >>> images = torch.rand(2, 3, 64, 64)
+    >>> with mc_dropblock(model):
+    ...     torch.equal(model(images), model(images))
+    False
+    >>> torch.equal(model(images), model(images))
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    layers = list(dropping_layers(model).values())
+    if not layers:
+        raise DropBlockValueError(
+            f"{type(model).__name__} has no DropBlock, so that all passes would be the same: call "
+            "inject_dropblock(model, ...) with the arguments that it was trained with"
+        )
+    if keep_prob is not None:
+        check_arguments(keep_prob, 1, rescale)
+    elif all(keep_prob_of(layer) == 1 for layer in layers):
+        raise DropBlockValueError(
+            f"all {len(layers)} DropBlocks of {type(model).__name__} are at keep_prob 1, so that all passes would be "
+            "the same: load the state of the KeepProbSchedule that it was trained with, or use "
+            "mc_dropblock(model, keep_prob=...)"
+        )
+    check_arguments(1.0, 1, rescale)
+    check_dropblock(model)
+    modes = [(module, module.training) for layer in layers for module in layer.modules()]
+    settings = [(layer, name, getattr(layer, name)) for layer in layers for name in _SETTINGS if hasattr(layer, name)]
+    try:
+        for layer in layers:
+            layer.train()
+            if hasattr(layer, "enabled"):  # a DropBlock, or another layer within dropblock_disabled
+                vars(layer)["enabled"] = True
+            if keep_prob is not None:
+                set_keep_prob(layer, keep_prob)
+            if isinstance(layer, DropBlock):
+                layer.rescale = rescale
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for layer, name, value in settings:
+            if getattr(layer, name) != value:
+                setattr(layer, name, value)
