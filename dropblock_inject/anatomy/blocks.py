@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Literal
 
 from torch import nn
 
@@ -13,6 +15,8 @@ from ..tracing.trace import Call, Op, Trace, Value
 from .conv_norm_act import ConvNormAct, find_units
 from .feature_maps import FeatureMap, Geometry
 from .residual_adds import Residual, find_residuals
+
+Place = Literal["stem", "transition", "neck", "decoder", "head"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _SEQUENCES = (nn.Sequential, nn.ModuleList)  # not the classes derived from them, which are units more often than not
@@ -29,6 +33,7 @@ class Block:
         units: its convolution units on feature maps, without those of a projected shortcut.
         output: the tensor that it puts out; the key is its place in a tuple, else None.
         map: the feature map that it puts out.
+        place: the part of the network off the trunk that it is in, see :func:`off_trunk.placed`; None in the trunk.
     """
 
     name: str
@@ -37,15 +42,17 @@ class Block:
     units: list[ConvNormAct] = field(repr=False)
     output: tuple[int | str | None, Value] = field(repr=False)
     map: FeatureMap
+    place: Place | None = None
 
     @property
     def dilation(self) -> int:
         return max((unit.dilation for unit in self.units), default=1)
 
     @property
-    def place(self) -> tuple[int, int]:
+    def order(self) -> tuple[int, int]:
         """The key that sorts blocks in the order of execution."""
-        return self.scope.first, self.units[0].op.index if self.units else 0
+        first = self.units[0].op.index if self.units else self.scope.first
+        return (first if self.scope.parent is None else self.scope.first), first
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,9 @@ class Blocks:
     residual: list[Block]
     composite: list[Block]
     single: list[Block]
+
+    def __iter__(self) -> Iterator[Block]:
+        return chain(self.residual, self.composite, self.single)
 
     def filter(self, condition: Callable[[Block], bool]) -> Blocks:
         """The blocks that fulfil a condition."""

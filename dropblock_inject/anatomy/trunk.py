@@ -17,8 +17,10 @@ from .residual_adds import count_residuals
 from .timm_feature_info import strides_dilated_away
 
 
-def find_trunk_levels(model: nn.Module, trace: Trace, geometry: Geometry | None) -> dict[int, list[Block]]:
-    """The blocks of the trunk, level by level from the highest resolution to the lowest.
+def find_trunk_levels(
+    model: nn.Module, trace: Trace, geometry: Geometry | None
+) -> tuple[dict[int, list[Block]], list[Block]]:
+    """The blocks of the trunk, level by level from the highest resolution to the lowest; and all blocks of the network.
 
     A level is log2 of the reduction as it would be without dilation. Of a module that is called several times the first
     call is its block.
@@ -31,6 +33,7 @@ def find_trunk_levels(model: nn.Module, trace: Trace, geometry: Geometry | None)
         NoTrunkError: there are none.
     """
     found = find_blocks(trace, geometry) if geometry is not None else Blocks([], [], [])
+    every = list(found)
     trunks = _children(trace, TRUNKS)
     found = found.filter(lambda block: all(_is_in(block, trunks[m]) for m in trunks if block.name.startswith(m)))
     if any(_convolves(block) for block in found.residual):
@@ -43,7 +46,8 @@ def find_trunk_levels(model: nn.Module, trace: Trace, geometry: Geometry | None)
             "convolution units on feature maps, which is what DropBlock drops parts of. For a transformer use drop "
             "path (stochastic depth)"
         )
-    return _leading_down(_by_level(sorted(blocks, key=lambda block: block.place), strides_dilated_away(model)))
+    blocks.sort(key=lambda block: block.order)
+    return _leading_down(_by_level(blocks, strides_dilated_away(model))), every
 
 
 def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
