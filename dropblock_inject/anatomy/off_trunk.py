@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..tracing.operations import UPSAMPLES, WEIGHTED
+from ..tracing.operations import WEIGHTED
 from ..tracing.trace import Call, Op, Trace, Value, ancestors
 from .blocks import Block, Place
 from .feature_maps import Geometry
 
 # Bits of what a tensor comes from; those below are the levels of the trunk.
-_RAISED = 1 << 62  # a map of which the resolution was raised
-_JOINED = 1 << 61  # a join of levels, with no convolution in between
+_JOINED = 1 << 62  # a join of levels, with no convolution in between
 _LEVELS = _JOINED - 1
 
 
-def placed(blocks: Iterable[Block], trunk: list[list[Block]], trace: Trace, geometry: Geometry) -> tuple[Block, ...]:
+def placed(
+    blocks: list[Block], trunk: list[list[Block]], raised: set[Value], trace: Trace, geometry: Geometry
+) -> tuple[Block, ...]:
     """The blocks off the trunk in the order of execution, each with its place.
 
     A place is a matter of the data flow. Before the trunk is the stem, between two blocks of the trunk a transition.
@@ -30,9 +30,10 @@ def placed(blocks: Iterable[Block], trunk: list[list[Block]], trace: Trace, geom
     Args:
         blocks: all blocks of the network.
         trunk: those of the trunk, level by level.
+        raised: the tensors behind a raise of the resolution, see :func:`raised_values`.
     """
     in_trunk = {block for level in trunk for block in level}
-    flow = _Flow.of(trunk, trace, geometry)
+    flow = _Flow.of(trunk, raised, trace, geometry)
     others = (block for block in blocks if block not in in_trunk and _has_a_site(block))
     return tuple(replace(block, place=flow.place_of(block)) for block in sorted(others, key=lambda b: b.order))
 
@@ -50,6 +51,7 @@ class _Flow:
         before_trunk: the tensors that a block of the trunk is computed from.
         before_join: those that a join is computed from.
         before_layer: those that a layer with weights is computed from.
+        raised: those that are computed from a map of raised resolution.
         joining: the module call with all of the joins, if no block of the trunk is in it.
         joins: the part of the network that the joins are in.
     """
@@ -58,11 +60,12 @@ class _Flow:
     before_trunk: set[Value]
     before_join: set[Value]
     before_layer: set[Value]
+    raised: set[Value]
     joining: Call | None
     joins: Literal["neck", "decoder"]
 
     @classmethod
-    def of(cls, trunk: list[list[Block]], trace: Trace, geometry: Geometry) -> _Flow:
+    def of(cls, trunk: list[list[Block]], raised: set[Value], trace: Trace, geometry: Geometry) -> _Flow:
         levels = {block.output[1]: 1 << number for number, level in enumerate(trunk) for block in level}
         before_trunk = ancestors(levels)
         source, joins = _sources(trace, geometry, levels)
@@ -82,9 +85,8 @@ class _Flow:
         joining = _call_around(joins)
         if joining is not None and any(map(joining.encloses, (block.scope for level in trunk for block in level))):
             joining = None
-        return cls(
-            source, before_trunk, before_join, before_layer, joining, "decoder" if raises or not joins else "neck"
-        )
+        part: Literal["neck", "decoder"] = "decoder" if raises or not joins else "neck"
+        return cls(source, before_trunk, before_join, before_layer, raised, joining, part)
 
     def place_of(self, block: Block) -> Place:
         value = block.output[1]
@@ -98,7 +100,7 @@ class _Flow:
         is_with_joins = self.joining is not None and self.joining.first <= block.order[1] < self.joining.last
         if is_at_a_join or is_with_joins:
             return self.joins
-        return "decoder" if source & _RAISED and self.joins == "decoder" else "head"
+        return "decoder" if value in self.raised and self.joins == "decoder" else "head"
 
     def _puts_out_the_result(self, block: Block) -> bool:
         """Whether a block ends in a linear convolution, and no layer comes behind it."""
@@ -121,8 +123,6 @@ def _sources(trace: Trace, geometry: Geometry, levels: dict[Value, int]) -> tupl
             elif len(op.inputs) > 1 and _several(bits) and _is_join(op, bits, source, geometry):
                 joins.append(op)
                 bits |= _JOINED
-            if _raises(op) and geometry.map_of(op.inputs[0]) is not None:
-                bits |= _RAISED
         for value in op.outputs:
             if found := levels.get(value, bits):
                 source[value] = found
@@ -142,10 +142,6 @@ def _behind(joins: list[Op], before: set[Value], trace: Trace) -> set[Value]:
         if not behind.isdisjoint(op.inputs):
             behind.update(op.outputs)
     return behind
-
-
-def _raises(op: Op) -> bool:
-    return op.kind in UPSAMPLES or (op.kind == "convolution" and op.strides is None)
 
 
 def _several(bits: int) -> bool:

@@ -16,7 +16,6 @@ from ..tracing.example_input import failure_of, shapes_of, trace_model
 from ..tracing.trace import Trace
 from .blocks import Block
 from .feature_maps import Geometry
-from .off_trunk import placed
 from .stage_numbers import stage_numbers
 from .timm_feature_info import levels_cut_off
 from .trunk import find_trunk_levels
@@ -100,9 +99,8 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
     with _without_garbage_collection():
         trace = trace_model(model, example_input)
         geometry = Geometry.of(trace)
-        by_level, every = find_trunk_levels(model, trace, geometry)
-        assert geometry is not None  # where there are blocks
-        off_trunk = placed(every, list(by_level.values()), trace, geometry)
+        by_level, off_trunk = find_trunk_levels(model, trace, geometry)
+    assert geometry is not None  # where there is a trunk
     _refuse_half_a_trunk(model, trace, [block for blocks in by_level.values() for block in blocks])
     levels = list(by_level)
     cut_off = levels_cut_off(model, levels[-1], by_level[levels[-1]][-1].name)

@@ -8,54 +8,62 @@ from math import log2
 from torch import nn
 
 from ..errors import NoTrunkError
-from ..tracing.operations import RESAMPLES
 from ..tracing.trace import Trace, Value, ancestors
 from .blocks import Block, Blocks, enclosing_calls, enclosing_sequences, find_blocks, sequences_of_blocks
 from .families import EMBEDDINGS, TRUNKS
 from .feature_maps import Geometry
+from .off_trunk import placed
 from .residual_adds import count_residuals
 from .timm_feature_info import strides_dilated_away
+from .upsampling import raised_values
 
 
 def find_trunk_levels(
     model: nn.Module, trace: Trace, geometry: Geometry | None
-) -> tuple[dict[int, list[Block]], list[Block]]:
-    """The blocks of the trunk, level by level from the highest resolution to the lowest; and all blocks of the network.
+) -> tuple[dict[int, list[Block]], tuple[Block, ...]]:
+    """The blocks of the trunk, level by level from the highest resolution to the lowest; and the blocks off the trunk.
 
     A level is log2 of the reduction as it would be without dilation. Of a module that is called several times the first
     call is its block.
 
     The trunk are the residual blocks that convolve and what stands beside them, in the same containers or of the same
     class; in a network without shortcuts the modules of several convolution units, or else the units themselves; and
-    of these what leads to the lowest resolution: neither decoders nor the top-down part of a pyramid do.
+    of these what leads to the lowest resolution: neither decoders nor the top-down part of a pyramid do. The path of a
+    neck that goes down once more (PAN) does, but its maps were raised on the way to it.
 
     Raises:
         NoTrunkError: there are none.
     """
-    found = find_blocks(trace, geometry) if geometry is not None else Blocks([], [], [])
+    if geometry is None:
+        raise NoTrunkError(
+            f"no convolutional trunk in {type(model).__name__}: none of its convolutions was called on more than one "
+            "pixel, and DropBlock drops parts of feature maps"
+        )
+    found = find_blocks(trace, geometry)
     every = list(found)
+    raised = raised_values(trace, geometry, found.residual)
     trunks = _children(trace, TRUNKS)
     found = found.filter(lambda block: all(_is_in(block, trunks[m]) for m in trunks if block.name.startswith(m)))
-    if any(_convolves(block) for block in found.residual):
+    if any(_convolves(block) and block.output[1] not in raised for block in found.residual):
         blocks = found.residual + _beside(found.residual, found.composite, trace)
     else:
-        blocks = _without_shortcuts(type(model).__name__, found, trace)
+        blocks = _without_shortcuts(type(model).__name__, found, trace, raised)
     if not blocks:
         raise NoTrunkError(
             f"no convolutional trunk in {type(model).__name__}: its forward pass has neither residual blocks nor "
             "convolution units on feature maps, which is what DropBlock drops parts of. For a transformer use drop "
             "path (stochastic depth)"
         )
-    blocks.sort(key=lambda block: block.order)
-    return _leading_down(_by_level(blocks, strides_dilated_away(model))), every
+    blocks = _before_neck(sorted(blocks, key=lambda block: block.order), raised)
+    levels = _leading_down(_by_level(blocks, strides_dilated_away(model)))
+    return levels, placed(every, list(levels.values()), raised, trace, geometry)
 
 
-def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
+def _without_shortcuts(model: str, found: Blocks, trace: Trace, raised: set[Value]) -> list[Block]:
     """The trunk of a network that has no residual block that convolves."""
     embeddings = tuple(name for names in _children(trace, EMBEDDINGS).values() for name in names)
     if embeddings:
         return [block for block in found.single if _is_in(block, embeddings)]
-    raised = _behind_upsampling(trace)
     found = found.filter(lambda block: block.output[1] not in raised)  # not in a decoder
     blocks = found.composite or [block for block in found.single if not block.units[0].cuts_patches]
     # What neither norm nor activation follows is linear: an embedding of positions, a change of resolution.
@@ -72,17 +80,6 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
 
 def _is_in(block: Block, prefixes: tuple[str, ...]) -> bool:
     return f"{block.name}.".startswith(prefixes)
-
-
-def _behind_upsampling(trace: Trace) -> set[Value]:
-    """All that is computed from a map of which the resolution was raised again; not from an image that was enlarged."""
-    raised: set[Value] = set()
-    first = next((op.index for op in trace.ops if op.kind == "convolution"), 0)
-    for op in trace.ops[first:]:
-        transposed = op.kind == "convolution" and op.strides is None
-        if transposed or op.kind in RESAMPLES or not raised.isdisjoint(op.inputs):
-            raised.update(op.outputs)
-    return raised
 
 
 def _children(trace: Trace, table: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -134,6 +131,17 @@ def _by_level(blocks: list[Block], dilated_away: dict[str, int]) -> dict[int, li
         said = max((count for prefix, count in dilated_away.items() if block.name.startswith(prefix)), default=0)
         levels[block.map.level + max(dilated, said)].append(block)
     return dict(sorted(levels.items()))
+
+
+def _before_neck(blocks: list[Block], raised: set[Value]) -> list[Block]:
+    """The blocks before the first upsampling, if the lowest resolution is reached before it.
+
+    A decoder and a path that goes down again (PAN) come after it. A network that raises maps on its way down, as HRNet
+    does, is all trunk.
+    """
+    lowest = max(block.map.level for block in blocks)
+    first = next(block for block in blocks if block.map.level == lowest)
+    return blocks if first.output[1] in raised else [block for block in blocks if block.output[1] not in raised]
 
 
 def _leading_down(levels: dict[int, list[Block]]) -> dict[int, list[Block]]:
