@@ -23,13 +23,14 @@ def find_trunk_levels(
 ) -> tuple[dict[int, list[Block]], tuple[Block, ...]]:
     """The blocks of the trunk, level by level from the highest resolution to the lowest; and the blocks off the trunk.
 
-    A level is log2 of the reduction as it would be without dilation. Of a module that is called several times the first
-    call is its block.
+    A level is log2 of the reduction as it would be without dilation. The first call of a module that is called several
+    times is its block.
 
-    The trunk are the residual blocks that convolve and what stands beside them, in the same containers or of the same
-    class; in a network without shortcuts the modules of several convolution units, or else the units themselves; and
-    of these what leads to the lowest resolution: neither decoders nor the top-down part of a pyramid do. The path of a
-    neck that goes down once more (PAN) does, but its maps were raised on the way to it.
+    The trunk consists of the residual blocks that convolve and of the blocks beside them, in the same containers or of
+    the same class. In a network without shortcuts it consists of the modules of several convolution units, or else of
+    the units themselves; and of the residual blocks at its end, if there are any. The blocks of the trunk lead to the
+    lowest resolution, on the way down: a decoder, the top-down part of a pyramid, and the path down again of a PAN neck
+    are not parts of it.
 
     Raises:
         NoTrunkError: there are none.
@@ -44,9 +45,9 @@ def find_trunk_levels(
     raised = raised_values(trace, geometry, found.residual)
     trunks = _children(trace, TRUNKS)
     found = found.filter(lambda block: all(_is_in(block, trunks[m]) for m in trunks if block.name.startswith(m)))
-    if any(_convolves(block) and block.output[1] not in raised for block in found.residual):
-        blocks = found.residual + _beside(found.residual, found.composite, trace)
-    else:
+    blocks = found.residual + _beside(found.residual, found.composite, trace)
+    convolves = any(_convolves(block) and block.output[1] not in raised for block in found.residual)
+    if not convolves or _is_behind_a_plain_network(blocks, found, geometry):
         blocks = _without_shortcuts(type(model).__name__, found, trace, raised)
     if not blocks:
         raise NoTrunkError(
@@ -59,8 +60,23 @@ def find_trunk_levels(
     return levels, placed(every, list(levels.values()), raised, trace, geometry)
 
 
+def _is_behind_a_plain_network(blocks: list[Block], found: Blocks, geometry: Geometry) -> bool:
+    """Whether these blocks are at one resolution, and more convolutions before them lead down to it in steps."""
+    if len({block.map.level for block in blocks}) > 1:
+        return False
+    start = min(block.order for block in blocks)
+    units = [
+        unit
+        for block in (*found.composite, *found.single)
+        for unit in block.units
+        if block.order < start and unit.is_activated(block.scope)
+    ]
+    levels = {feature_map.level for unit in units if (feature_map := geometry.map_of(unit.convolved))}
+    return len(levels) > 1 and len(units) > sum(len(block.units) for block in blocks)
+
+
 def _without_shortcuts(model: str, found: Blocks, trace: Trace, raised: set[Value]) -> list[Block]:
-    """The trunk of a network that has no residual block that convolves."""
+    """The trunk of a network in which residual blocks do not make up the trunk."""
     embeddings = tuple(name for names in _children(trace, EMBEDDINGS).values() for name in names)
     if embeddings:
         return [block for block in found.single if _is_in(block, embeddings)]
@@ -75,7 +91,7 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, raised: set[Valu
             "convolutions made of a feature map to that map; its convolutions only cut patches, embed positions or "
             "change the resolution. That is a transformer or an MLP: use drop path (stochastic depth) for it"
         )
-    return blocks
+    return blocks + list(filter(_convolves, found.residual))
 
 
 def _is_in(block: Block, prefixes: tuple[str, ...]) -> bool:
