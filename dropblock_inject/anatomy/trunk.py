@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from math import log2
-
 from torch import nn
 
 from ..errors import NoTrunkError
@@ -12,6 +9,7 @@ from ..tracing.trace import Trace, Value, ancestors
 from .blocks import Block, Blocks, enclosing_calls, enclosing_sequences, find_blocks, sequences_of_blocks
 from .families import EMBEDDINGS, TRUNKS
 from .feature_maps import Geometry
+from .levels import blocks_by_level
 from .off_trunk import placed
 from .residual_adds import count_residuals
 from .timm_feature_info import strides_dilated_away
@@ -56,7 +54,7 @@ def find_trunk_levels(
             "path (stochastic depth)"
         )
     blocks = _before_neck(sorted(blocks, key=lambda block: block.order), raised)
-    levels = _leading_down(_by_level(blocks, strides_dilated_away(model)))
+    levels = _leading_down(blocks_by_level(blocks, strides_dilated_away(model)))
     return levels, placed(every, list(levels.values()), raised, trace, geometry)
 
 
@@ -124,29 +122,6 @@ def _beside(residual: list[Block], others: list[Block], trace: Trace) -> list[Bl
     beside |= {block for block in others if not sequences.isdisjoint(enclosing_sequences(block.name, trace))}
     scopes = [block.scope for block in beside]
     return [block for block in others if block in beside or any(block.scope.encloses(scope) for scope in scopes)]
-
-
-def _by_level(blocks: list[Block], dilated_away: dict[str, int]) -> dict[int, list[Block]]:
-    """The blocks by log2 of the reduction that each would have if its stride had not been traded for dilation.
-
-    The first block of a dilated stage still has the dilation of the stage before, so that the largest among the
-    blocks with the same parent and channels counts; relative to the smallest of all, for some networks are dilated
-    everywhere. Where a stage has nothing to dilate, such as attention, the model may say what it gave up.
-    """
-
-    def group(block: Block) -> tuple[str, int]:
-        return block.name.rpartition(".")[0], block.map.channels
-
-    largest: dict[tuple[str, int], int] = defaultdict(int)
-    for block in blocks:
-        largest[group(block)] = max(largest[group(block)], block.dilation)
-    smallest = min(largest.values())
-    levels: dict[int, list[Block]] = defaultdict(list)
-    for block in blocks:
-        dilated = round(log2(largest[group(block)] / smallest))
-        said = max((count for prefix, count in dilated_away.items() if block.name.startswith(prefix)), default=0)
-        levels[block.map.level + max(dilated, said)].append(block)
-    return dict(sorted(levels.items()))
 
 
 def _before_neck(blocks: list[Block], raised: set[Value]) -> list[Block]:
