@@ -15,6 +15,7 @@ from ..tracing.trace import Call, Op, Trace, Value
 from .conv_norm_act import ConvNormAct, find_units
 from .feature_maps import FeatureMap, Geometry
 from .residual_adds import Residual, find_residuals
+from .upsampling import is_larger, raising_ops
 
 Place = Literal["stem", "transition", "neck", "decoder", "head"]
 
@@ -214,7 +215,8 @@ def _composite_blocks(trace: Trace, geometry: Geometry, units: list[ConvNormAct]
 
     The block of a unit is the innermost module that has several units, at most halves the map and is no container; a
     sequence that is a stage among stages counts as well. Failing that, it is the innermost container with a forward of
-    its own, such as a dense layer derived from ``nn.Sequential``. No such module contains a residual block.
+    its own, such as a dense layer derived from ``nn.Sequential``. No such module contains a residual block, or goes
+    down and up again: that is a level of nested U-Nets.
     """
     units_in: dict[Call, list[ConvNormAct]] = defaultdict(list)
     for unit in units:
@@ -226,11 +228,18 @@ def _composite_blocks(trace: Trace, geometry: Geometry, units: list[ConvNormAct]
     def is_stage(call: Call) -> bool:
         return type(call.module) is nn.Sequential and call.name.rpartition(".")[0] in sequences
 
+    raising = raising_ops(trace, geometry)
+
+    def goes_down_and_up(call: Call) -> bool:
+        maps = [value for value in call.arguments.values() if geometry.map_of(value)]
+        return any(call.contains(op) and any(not is_larger(op, value) for value in maps) for op in raising)
+
     outputs: dict[Call, tuple[int | str | None, Value]] = {}
     for call, inside in units_in.items():
         if len(inside) > 1 and call.parent is not None and call not in around_residual:
             is_block = not _is_container(call.module) or is_stage(call)
-            if is_block and _at_most_halves(geometry, inside) and (output := _map_output(call, geometry)):
+            is_block = is_block and _at_most_halves(geometry, inside) and not goes_down_and_up(call)
+            if is_block and (output := _map_output(call, geometry)):
                 outputs[call] = output
     grouped: dict[Call, list[ConvNormAct]] = defaultdict(list)
     for unit in units:

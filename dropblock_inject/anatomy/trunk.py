@@ -40,7 +40,7 @@ def find_trunk_levels(
         )
     found = find_blocks(trace, geometry)
     every = list(found)
-    raised = raised_values(trace, geometry, found.residual)
+    raised = raised_values(trace, geometry, [residual for block in found.residual for residual in block.residuals])
     trunks = _children(trace, TRUNKS)
     found = found.filter(lambda block: all(_is_in(block, trunks[m]) for m in trunks if block.name.startswith(m)))
     blocks = found.residual + _beside(found.residual, found.composite, trace)

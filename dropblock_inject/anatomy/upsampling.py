@@ -7,24 +7,32 @@ from math import prod
 
 from ..tracing.operations import NONLINEAR, SAME_VALUES, UPSAMPLES
 from ..tracing.trace import Op, Trace, Value, first_convolution
-from .blocks import Block
 from .feature_maps import Geometry
+from .residual_adds import Residual
 
 
-def raised_values(trace: Trace, geometry: Geometry, blocks: Iterable[Block]) -> set[Value]:
+def raising_ops(trace: Trace, geometry: Geometry) -> set[Op]:
+    """The operations that raise the resolution of a feature map.
+
+    The upsampling of the image is none of them; nor is that of a gate, a map that another one is multiplied by.
+    """
+    first = first_convolution(trace)
+    if first is None:
+        return set()
+    return {op for op in trace.ops[first.index + 1 :] if _raises(op, geometry) and not _is_gate(op.outputs[0])}
+
+
+def raised_values(trace: Trace, geometry: Geometry, residuals: Iterable[Residual]) -> set[Value]:
     """The tensors that are computed from a feature map of which the resolution was raised.
 
-    An upsampling inside the branch of one of the blocks does not count if it goes no higher than the shortcut, for it
-    is part of how the block computes. Nor does that of a gate, a map that another one is multiplied by; nor that of the
-    image.
+    An upsampling inside the branch of one of the residuals does not count if it goes no higher than the shortcut, for
+    it is part of how the block computes.
     """
-    raising = {op for op in trace.ops if _raises(op, geometry) and not _is_gate(op.outputs[0])}
-    first = first_convolution(trace)
-    if not raising or first is None:
+    raising = raising_ops(trace, geometry)
+    if not raising:
         return set()
-    raising = {op for op in raising if op.index > first.index}
-    for residual in (residual for block in blocks for residual in block.residuals):
-        raising -= {op for op in raising.intersection(residual.branch_ops) if not _is_larger(op, residual.skip)}
+    for residual in residuals:
+        raising -= {op for op in raising.intersection(residual.branch_ops) if not is_larger(op, residual.skip)}
     raised: set[Value] = set()
     for op in trace.ops:
         if op in raising or not raised.isdisjoint(op.inputs):
@@ -34,10 +42,10 @@ def raised_values(trace: Trace, geometry: Geometry, blocks: Iterable[Block]) -> 
 
 def _raises(op: Op, geometry: Geometry) -> bool:
     is_upsampling = op.kind in UPSAMPLES or (op.kind == "convolution" and op.strides is None)
-    return is_upsampling and geometry.map_of(op.inputs[0]) is not None and _is_larger(op, op.inputs[0])
+    return is_upsampling and geometry.map_of(op.inputs[0]) is not None and is_larger(op, op.inputs[0])
 
 
-def _is_larger(op: Op, value: Value) -> bool:
+def is_larger(op: Op, value: Value) -> bool:
     """Whether an upsampling puts out more pixels than a map has."""
     return prod(op.outputs[0].shape[2:]) > prod(value.shape[2:])
 

@@ -85,3 +85,38 @@ def test_the_residual_blocks_of_a_decoder_do_not_make_a_plain_encoder_vanish() -
     encoder = [conv(3, 8, 2), conv(8, 8), conv(8, 16, 2), conv(16, 16)]
     net = nn.Sequential(*encoder, nn.Upsample(scale_factor=2), Residual(16, 8), nn.Upsample(scale_factor=2))
     assert names(nn.Sequential(net, Residual(8, 8)), IMAGE) == [(2, ["0.0.0", "0.1.0"]), (4, ["0.2.0", "0.3.0"])]
+
+
+class Nested(nn.Module):
+    """A U-Net in a U-Net: each level holds the next."""
+
+    def __init__(self, inputs: int, width: int, inner: nn.Module | None) -> None:
+        super().__init__()
+        self.down, self.inner, self.up = conv(inputs, width, 2), inner, conv(width * (2 if inner else 1), inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.down(x)
+        low = torch.cat((low, self.inner(low)), 1) if self.inner else low
+        return self.up(F.interpolate(low, scale_factor=2))
+
+
+def test_the_encoder_of_nested_u_nets_is_trunk() -> None:
+    net = Nested(3, 8, Nested(8, 16, Nested(16, 32, None)))
+    assert names(net, IMAGE) == [(2, ["down.0"]), (4, ["inner.down.0"]), (8, ["inner.inner.down.0"])]
+
+
+def test_a_decoder_by_unpooling_is_no_trunk() -> None:
+    class SegNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Sequential(conv(3, 8), conv(8, 8)), nn.Sequential(conv(8, 16), conv(16, 16))
+            self.up_two, self.up_one = nn.Sequential(conv(16, 8), conv(8, 8)), nn.Sequential(conv(8, 8), conv(8, 8))
+            self.head = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, first = F.max_pool2d(self.one(x), 2, return_indices=True)
+            two, second = F.max_pool2d(self.two(one), 2, return_indices=True)
+            out = F.max_unpool2d(self.up_two(F.max_unpool2d(two, second, 2)), first, 2)
+            return self.head(self.up_one(out))
+
+    assert names(SegNet(), IMAGE) == [(1, ["one.0.0", "one.1.0"]), (2, ["two.0.0", "two.1.0"])]
