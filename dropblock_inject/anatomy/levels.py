@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from math import log2
 
+from ..tracing.trace import Value
 from .blocks import Block
 
 _DEEPEST_DILATED_LEVEL = 5  # strides are dilated away to come back from reduction 32, not from more
@@ -48,6 +49,19 @@ def blocks_by_level(blocks: list[Block], dilated_away: dict[str, int]) -> dict[i
     return {level: sorted(levels[level], key=lambda block: block.order) for level in sorted(levels)}
 
 
+def _reads(block: Block, above: set[Value], deepest: set[Value]) -> bool:
+    """Whether a block reads a tensor from above other than through the deepest blocks, as those of a decoder do."""
+    pending, seen = [block.output[1]], set(deepest)
+    while pending:
+        value = pending.pop()
+        if value in above:
+            return True
+        if value not in seen and value.producer is not None:
+            seen.add(value)
+            pending += value.producer.inputs
+    return False
+
+
 def _strides_by_dilation(groups: list[_Group], trusted: bool) -> list[int]:
     """The number of strides that each group has traded for dilation; all 0 if the dilation is there for context."""
     smallest = min(group.dilation for group in groups)  # some networks are dilated everywhere
@@ -55,14 +69,20 @@ def _strides_by_dilation(groups: list[_Group], trusted: bool) -> list[int]:
     if trusted:
         return counts
     lowest = max(group.level for group in groups)
-    strides, reached, is_first = [], 0, True
+    strides: list[int] = []
+    reached, is_first = 0, True
+    deepest: set[Value] = set()
+    above: set[Value] = set()
     for group, count in zip(groups, counts, strict=True):
         if count and (group.level < lowest or is_first):
             return [0] * len(groups)
         is_first = is_first and group.level < lowest
         if group.level == lowest and count > reached:
             reached += 1  # a last stage with several dilations (a multi-grid) has lost one stride
-        strides.append(reached if group.level == lowest else 0)
+            above, deepest = above | deepest, set()
+        is_last = group.level == lowest and (count >= reached or not _reads(group[0], above, deepest))
+        strides.append(reached if is_last else count)
+        (deepest if is_last else above).update(block.output[1] for block in group)
     if lowest + reached > _DEEPEST_DILATED_LEVEL:
         return [0] * len(groups)
     return strides
