@@ -38,6 +38,16 @@ def placed(
     return tuple(replace(block, place=flow.place_of(block)) for block in sorted(others, key=lambda b: b.order))
 
 
+def read_by_layers(trace: Trace) -> set[Value]:
+    """The tensors that a layer with weights is computed from."""
+    return ancestors(value for op in trace.ops if op.kind in WEIGHTED for value in op.inputs)
+
+
+def puts_out_result(block: Block, read: set[Value]) -> bool:
+    """Whether a block ends in a linear convolution that no layer reads, as a fully convolutional network does."""
+    return not block.residuals and block.output[1] not in read and not block.units[-1].is_activated(block.scope)
+
+
 def _has_a_site(block: Block) -> bool:
     return bool(block.residuals) or not all(unit.is_gate(block.scope) for unit in block.units)
 
@@ -72,7 +82,7 @@ class _Flow:
         joins = [op for op in joins if before_trunk.isdisjoint(op.outputs)]
         before_join = ancestors(value for op in joins for value in op.inputs)
         behind_join = _behind(joins, before_join - before_trunk, trace)
-        before_layer = ancestors(value for op in trace.ops if op.kind in WEIGHTED for value in op.inputs)
+        before_layer = read_by_layers(trace)
         ends = {
             feature_map.level
             for op in trace.ops
@@ -93,7 +103,7 @@ class _Flow:
         source = self.source.get(value, 0)
         if value in self.before_trunk or not source & _LEVELS:
             return "transition" if source & _LEVELS else "stem"
-        if self._puts_out_the_result(block):
+        if puts_out_result(block, self.before_layer):
             return "head"
         first = block.units[0].op.inputs[0] if block.units else value
         is_at_a_join = value in self.before_join or bool(self.source.get(first, 0) & _JOINED)
@@ -101,12 +111,6 @@ class _Flow:
         if is_at_a_join or is_with_joins:
             return self.joins
         return "decoder" if value in self.raised and self.joins == "decoder" else "head"
-
-    def _puts_out_the_result(self, block: Block) -> bool:
-        """Whether a block ends in a linear convolution, and no layer comes behind it."""
-        if block.residuals or not self.before_layer.isdisjoint([block.output[1]]):
-            return False
-        return not block.units[-1].is_activated(block.scope)
 
 
 def _sources(trace: Trace, geometry: Geometry, levels: dict[Value, int]) -> tuple[dict[Value, int], list[Op]]:

@@ -10,7 +10,7 @@ from .blocks import Block, Blocks, enclosing_calls, enclosing_sequences, find_bl
 from .families import EMBEDDINGS, TRUNKS
 from .feature_maps import Geometry
 from .levels import blocks_by_level
-from .off_trunk import placed
+from .off_trunk import placed, puts_out_result, read_by_layers
 from .residual_adds import count_residuals
 from .timm_feature_info import strides_dilated_away
 from .upsampling import raised_values
@@ -79,7 +79,9 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, raised: set[Valu
     if embeddings:
         return [block for block in found.single if _is_in(block, embeddings)]
     found = found.filter(lambda block: block.output[1] not in raised)  # not in a decoder
-    blocks = found.composite or [block for block in found.single if not block.units[0].cuts_patches]
+    read = read_by_layers(trace)
+    singles = [block for block in found.single if not block.units[0].cuts_patches and not puts_out_result(block, read)]
+    blocks = found.composite or singles
     # What neither norm nor activation follows is linear: an embedding of positions, a change of resolution.
     units = [unit for block in blocks for unit in block.units if unit.tail(block.scope) is not unit.convolved]
     adds = count_residuals(trace)
