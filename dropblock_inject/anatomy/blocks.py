@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Literal
 
 from torch import nn
 
@@ -13,6 +15,9 @@ from ..tracing.trace import Call, Op, Trace, Value
 from .conv_norm_act import ConvNormAct, find_units
 from .feature_maps import FeatureMap, Geometry
 from .residual_adds import Residual, find_residuals
+from .upsampling import is_larger, raising_ops
+
+Place = Literal["stem", "transition", "neck", "decoder", "head"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _SEQUENCES = (nn.Sequential, nn.ModuleList)  # not the classes derived from them, which are units more often than not
@@ -29,6 +34,7 @@ class Block:
         units: its convolution units on feature maps, without those of a projected shortcut.
         output: the tensor that it puts out; the key is its place in a tuple, else None.
         map: the feature map that it puts out.
+        place: the part of the network off the trunk that it is in, see :func:`off_trunk.placed`; None in the trunk.
     """
 
     name: str
@@ -37,15 +43,17 @@ class Block:
     units: list[ConvNormAct] = field(repr=False)
     output: tuple[int | str | None, Value] = field(repr=False)
     map: FeatureMap
+    place: Place | None = None
 
     @property
     def dilation(self) -> int:
         return max((unit.dilation for unit in self.units), default=1)
 
     @property
-    def place(self) -> tuple[int, int]:
+    def order(self) -> tuple[int, int]:
         """The key that sorts blocks in the order of execution."""
-        return self.scope.first, self.units[0].op.index if self.units else 0
+        first = self.units[0].op.index if self.units else self.scope.first
+        return (first if self.scope.parent is None else self.scope.first), first
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,9 @@ class Blocks:
     residual: list[Block]
     composite: list[Block]
     single: list[Block]
+
+    def __iter__(self) -> Iterator[Block]:
+        return chain(self.residual, self.composite, self.single)
 
     def filter(self, condition: Callable[[Block], bool]) -> Blocks:
         """The blocks that fulfil a condition."""
@@ -204,7 +215,8 @@ def _composite_blocks(trace: Trace, geometry: Geometry, units: list[ConvNormAct]
 
     The block of a unit is the innermost module that has several units, at most halves the map and is no container; a
     sequence that is a stage among stages counts as well. Failing that, it is the innermost container with a forward of
-    its own, such as a dense layer derived from ``nn.Sequential``. No such module contains a residual block.
+    its own, such as a dense layer derived from ``nn.Sequential``. No such module contains a residual block, or goes
+    down and up again: that is a level of nested U-Nets.
     """
     units_in: dict[Call, list[ConvNormAct]] = defaultdict(list)
     for unit in units:
@@ -216,11 +228,18 @@ def _composite_blocks(trace: Trace, geometry: Geometry, units: list[ConvNormAct]
     def is_stage(call: Call) -> bool:
         return type(call.module) is nn.Sequential and call.name.rpartition(".")[0] in sequences
 
+    raising = raising_ops(trace, geometry)
+
+    def goes_down_and_up(call: Call) -> bool:
+        maps = [value for value in call.arguments.values() if geometry.map_of(value)]
+        return any(call.contains(op) and any(not is_larger(op, value) for value in maps) for op in raising)
+
     outputs: dict[Call, tuple[int | str | None, Value]] = {}
     for call, inside in units_in.items():
         if len(inside) > 1 and call.parent is not None and call not in around_residual:
             is_block = not _is_container(call.module) or is_stage(call)
-            if is_block and _at_most_halves(geometry, inside) and (output := _map_output(call, geometry)):
+            is_block = is_block and _at_most_halves(geometry, inside) and not goes_down_and_up(call)
+            if is_block and (output := _map_output(call, geometry)):
                 outputs[call] = output
     grouped: dict[Call, list[ConvNormAct]] = defaultdict(list)
     for unit in units:

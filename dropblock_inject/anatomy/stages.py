@@ -49,10 +49,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Trunk:
-    """A model's stages, the traced blocks of each, and the trace they were found in."""
+    """A model's stages, the traced blocks of each, and the trace they were found in.
+
+    Attributes:
+        off_trunk: the other blocks, in the order of execution; each has its `place`.
+    """
 
     stages: list[Stage]
     blocks: list[list[Block]]
+    off_trunk: tuple[Block, ...]
     trace: Trace = field(repr=False)
     geometry: Geometry
 
@@ -94,8 +99,8 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
     with _without_garbage_collection():
         trace = trace_model(model, example_input)
         geometry = Geometry.of(trace)
-        by_level = find_trunk_levels(model, trace, geometry)
-    assert geometry is not None  # where there are blocks
+        by_level, off_trunk = find_trunk_levels(model, trace, geometry)
+    assert geometry is not None  # where there is a trunk
     _refuse_half_a_trunk(model, trace, [block for blocks in by_level.values() for block in blocks])
     levels = list(by_level)
     cut_off = levels_cut_off(model, levels[-1], by_level[levels[-1]][-1].name)
@@ -109,7 +114,7 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
         )
         for index, level in zip(stage_numbers(levels + cut_off), levels, strict=False)
     ]
-    return Trunk(stages, [by_level[level] for level in levels], trace, geometry)
+    return Trunk(stages, list(by_level.values()), off_trunk, trace, geometry)
 
 
 @contextmanager

@@ -2,58 +2,86 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from math import log2
-
 from torch import nn
 
 from ..errors import NoTrunkError
-from ..tracing.operations import RESAMPLES
 from ..tracing.trace import Trace, Value, ancestors
 from .blocks import Block, Blocks, enclosing_calls, enclosing_sequences, find_blocks, sequences_of_blocks
 from .families import EMBEDDINGS, TRUNKS
 from .feature_maps import Geometry
+from .levels import blocks_by_level
+from .off_trunk import placed, puts_out_result, read_by_layers
 from .residual_adds import count_residuals
 from .timm_feature_info import strides_dilated_away
+from .upsampling import raised_values
 
 
-def find_trunk_levels(model: nn.Module, trace: Trace, geometry: Geometry | None) -> dict[int, list[Block]]:
-    """The blocks of the trunk, level by level from the highest resolution to the lowest.
+def find_trunk_levels(
+    model: nn.Module, trace: Trace, geometry: Geometry | None
+) -> tuple[dict[int, list[Block]], tuple[Block, ...]]:
+    """The blocks of the trunk, level by level from the highest resolution to the lowest; and the blocks off the trunk.
 
-    A level is log2 of the reduction as it would be without dilation. Of a module that is called several times the first
-    call is its block.
+    A level is log2 of the reduction as it would be without dilation. The first call of a module that is called several
+    times is its block.
 
-    The trunk are the residual blocks that convolve and what stands beside them, in the same containers or of the same
-    class; in a network without shortcuts the modules of several convolution units, or else the units themselves; and
-    of these what leads to the lowest resolution: neither decoders nor the top-down part of a pyramid do.
+    The trunk consists of the residual blocks that convolve and of the blocks beside them, in the same containers or of
+    the same class. In a network without shortcuts it consists of the modules of several convolution units, or else of
+    the units themselves; and of the residual blocks at its end, if there are any. The blocks of the trunk lead to the
+    lowest resolution, on the way down: a decoder, the top-down part of a pyramid, and the path down again of a PAN neck
+    are not parts of it.
 
     Raises:
         NoTrunkError: there are none.
     """
-    found = find_blocks(trace, geometry) if geometry is not None else Blocks([], [], [])
+    if geometry is None:
+        raise NoTrunkError(
+            f"no convolutional trunk in {type(model).__name__}: none of its convolutions was called on more than one "
+            "pixel, and DropBlock drops parts of feature maps"
+        )
+    found = find_blocks(trace, geometry)
+    every = list(found)
+    raised = raised_values(trace, geometry, [residual for block in found.residual for residual in block.residuals])
     trunks = _children(trace, TRUNKS)
     found = found.filter(lambda block: all(_is_in(block, trunks[m]) for m in trunks if block.name.startswith(m)))
-    if any(_convolves(block) for block in found.residual):
-        blocks = found.residual + _beside(found.residual, found.composite, trace)
-    else:
-        blocks = _without_shortcuts(type(model).__name__, found, trace)
+    blocks = found.residual + _beside(found.residual, found.composite, trace)
+    convolves = any(_convolves(block) and block.output[1] not in raised for block in found.residual)
+    if not convolves or _is_behind_a_plain_network(blocks, found, geometry):
+        blocks = _without_shortcuts(type(model).__name__, found, trace, raised)
     if not blocks:
         raise NoTrunkError(
             f"no convolutional trunk in {type(model).__name__}: its forward pass has neither residual blocks nor "
             "convolution units on feature maps, which is what DropBlock drops parts of. For a transformer use drop "
             "path (stochastic depth)"
         )
-    return _leading_down(_by_level(sorted(blocks, key=lambda block: block.place), strides_dilated_away(model)))
+    blocks = _before_neck(sorted(blocks, key=lambda block: block.order), raised)
+    levels = _leading_down(blocks_by_level(blocks, strides_dilated_away(model)))
+    return levels, placed(every, list(levels.values()), raised, trace, geometry)
 
 
-def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
-    """The trunk of a network that has no residual block that convolves."""
+def _is_behind_a_plain_network(blocks: list[Block], found: Blocks, geometry: Geometry) -> bool:
+    """Whether these blocks are at one resolution, and more convolutions before them lead down to it in steps."""
+    if len({block.map.level for block in blocks}) > 1:
+        return False
+    start = min(block.order for block in blocks)
+    units = [
+        unit
+        for block in (*found.composite, *found.single)
+        for unit in block.units
+        if block.order < start and unit.is_activated(block.scope)
+    ]
+    levels = {feature_map.level for unit in units if (feature_map := geometry.map_of(unit.convolved))}
+    return len(levels) > 1 and len(units) > sum(len(block.units) for block in blocks)
+
+
+def _without_shortcuts(model: str, found: Blocks, trace: Trace, raised: set[Value]) -> list[Block]:
+    """The trunk of a network in which residual blocks do not make up the trunk."""
     embeddings = tuple(name for names in _children(trace, EMBEDDINGS).values() for name in names)
     if embeddings:
         return [block for block in found.single if _is_in(block, embeddings)]
-    raised = _behind_upsampling(trace)
     found = found.filter(lambda block: block.output[1] not in raised)  # not in a decoder
-    blocks = found.composite or [block for block in found.single if not block.units[0].cuts_patches]
+    read = read_by_layers(trace)
+    singles = [block for block in found.single if not block.units[0].cuts_patches and not puts_out_result(block, read)]
+    blocks = found.composite or singles
     # What neither norm nor activation follows is linear: an embedding of positions, a change of resolution.
     units = [unit for block in blocks for unit in block.units if unit.tail(block.scope) is not unit.convolved]
     adds = count_residuals(trace)
@@ -63,22 +91,11 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace) -> list[Block]:
             "convolutions made of a feature map to that map; its convolutions only cut patches, embed positions or "
             "change the resolution. That is a transformer or an MLP: use drop path (stochastic depth) for it"
         )
-    return blocks
+    return blocks + list(filter(_convolves, found.residual))
 
 
 def _is_in(block: Block, prefixes: tuple[str, ...]) -> bool:
     return f"{block.name}.".startswith(prefixes)
-
-
-def _behind_upsampling(trace: Trace) -> set[Value]:
-    """All that is computed from a map of which the resolution was raised again; not from an image that was enlarged."""
-    raised: set[Value] = set()
-    first = next((op.index for op in trace.ops if op.kind == "convolution"), 0)
-    for op in trace.ops[first:]:
-        transposed = op.kind == "convolution" and op.strides is None
-        if transposed or op.kind in RESAMPLES or not raised.isdisjoint(op.inputs):
-            raised.update(op.outputs)
-    return raised
 
 
 def _children(trace: Trace, table: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -109,27 +126,15 @@ def _beside(residual: list[Block], others: list[Block], trace: Trace) -> list[Bl
     return [block for block in others if block in beside or any(block.scope.encloses(scope) for scope in scopes)]
 
 
-def _by_level(blocks: list[Block], dilated_away: dict[str, int]) -> dict[int, list[Block]]:
-    """The blocks by log2 of the reduction that each would have if its stride had not been traded for dilation.
+def _before_neck(blocks: list[Block], raised: set[Value]) -> list[Block]:
+    """The blocks before the first upsampling, if the lowest resolution is reached before it.
 
-    The first block of a dilated stage still has the dilation of the stage before, so that the largest among the
-    blocks with the same parent and channels counts; relative to the smallest of all, for some networks are dilated
-    everywhere. Where a stage has nothing to dilate, such as attention, the model may say what it gave up.
+    A decoder and a path that goes down again (PAN) come after it. A network that raises maps on its way down, as HRNet
+    does, is all trunk.
     """
-
-    def group(block: Block) -> tuple[str, int]:
-        return block.name.rpartition(".")[0], block.map.channels
-
-    largest: dict[tuple[str, int], int] = defaultdict(int)
-    for block in blocks:
-        largest[group(block)] = max(largest[group(block)], block.dilation)
-    smallest = min(largest.values())
-    levels: dict[int, list[Block]] = defaultdict(list)
-    for block in blocks:
-        dilated = round(log2(largest[group(block)] / smallest))
-        said = max((count for prefix, count in dilated_away.items() if block.name.startswith(prefix)), default=0)
-        levels[block.map.level + max(dilated, said)].append(block)
-    return dict(sorted(levels.items()))
+    lowest = max(block.map.level for block in blocks)
+    first = next(block for block in blocks if block.map.level == lowest)
+    return blocks if first.output[1] in raised else [block for block in blocks if block.output[1] not in raised]
 
 
 def _leading_down(levels: dict[int, list[Block]]) -> dict[int, list[Block]]:

@@ -40,6 +40,8 @@ RESAMPLES = frozenset(
     f"upsample_{how}"
     for how in ("bicubic2d", "bilinear2d", "linear1d", "nearest1d", "nearest2d", "nearest3d", "trilinear3d")
 ) | {"_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d"}
+# Operations that raise the resolution of a map, or may; a transposed convolution does so too.
+UPSAMPLES = RESAMPLES | {"max_unpool2d", "max_unpool3d", "pixel_shuffle"}
 # Operations between maps of different size, of which the sizes tell how their resolutions are related.
 RESIZES = RESAMPLES | {
     "_adaptive_avg_pool2d",

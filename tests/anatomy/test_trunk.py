@@ -139,3 +139,26 @@ def test_tokens_in_the_shape_of_a_map_are_no_trunk() -> None:
 
     with pytest.raises(DropBlockInjectError, match="it has 3 residual adds"):
         find_stages(nn.Sequential(Patches(), Layer(), Layer(), Layer()), IMAGE)
+
+
+def test_a_residual_block_behind_a_plain_network_is_not_all_of_the_trunk() -> None:
+    stages = [conv(3, 8, 2), conv(8, 8), conv(8, 16, 2), conv(16, 16), conv(16, 32, 2), conv(32, 32)]
+    net = nn.Sequential(*stages, conv(32, 32), Residual(32, 32))
+    assert names(net, IMAGE) == [
+        (2, ["0.0", "1.0"]),
+        (4, ["2.0", "3.0"]),
+        (8, ["4.0", "5.0", "6.0", "7"]),
+    ]
+
+
+def test_a_stem_before_residual_blocks_of_one_resolution_is_no_trunk() -> None:
+    net = nn.Sequential(conv(3, 8, 2), conv(8, 8, 2), conv(8, 16, 2), *(Residual(16, 16) for _ in range(3)))
+    assert names(net, IMAGE) == [(8, ["3", "4", "5"])]
+
+
+@pytest.mark.parametrize("end", [[], [nn.Sigmoid()], [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1)]])
+def test_the_classifier_of_a_fully_convolutional_network_is_no_trunk(end: list[nn.Module]) -> None:
+    net = nn.Sequential(conv(3, 16, 2), conv(16, 32, 2), nn.Conv2d(32, 10, 1), *end)
+    assert names(net, IMAGE) == [(2, ["0.0"]), (4, ["1.0"])]
+    longer = nn.Sequential(conv(3, 16, 2), nn.Conv2d(16, 32, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert names(nn.Sequential(longer, nn.Linear(32, 10)), IMAGE) == [(2, ["0.0.0"]), (4, ["0.1"])]

@@ -1,0 +1,63 @@
+"""Upsampling: the tensors behind a raise of the resolution, as in decoders and necks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+from ..tracing.operations import NONLINEAR, SAME_VALUES, UPSAMPLES
+from ..tracing.trace import Op, Trace, Value, first_convolution
+from .feature_maps import Geometry
+from .residual_adds import Residual
+
+
+def raising_ops(trace: Trace, geometry: Geometry) -> set[Op]:
+    """The operations that raise the resolution of a feature map.
+
+    The upsampling of the image is none of them; nor is that of a gate, a map that another one is multiplied by.
+    """
+    first = first_convolution(trace)
+    if first is None:
+        return set()
+    return {op for op in trace.ops[first.index + 1 :] if _raises(op, geometry) and not _is_gate(op.outputs[0])}
+
+
+def raised_values(trace: Trace, geometry: Geometry, residuals: Iterable[Residual]) -> set[Value]:
+    """The tensors that are computed from a feature map of which the resolution was raised.
+
+    An upsampling inside the branch of one of the residuals does not count if it goes no higher than the shortcut, for
+    it is part of how the block computes.
+    """
+    raising = raising_ops(trace, geometry)
+    if not raising:
+        return set()
+    for residual in residuals:
+        raising -= {op for op in raising.intersection(residual.branch_ops) if not is_larger(op, residual.skip)}
+    raised: set[Value] = set()
+    for op in trace.ops:
+        if op in raising or not raised.isdisjoint(op.inputs):
+            raised.update(op.outputs)
+    return raised
+
+
+def _raises(op: Op, geometry: Geometry) -> bool:
+    is_upsampling = op.kind in UPSAMPLES or (op.kind == "convolution" and op.strides is None)
+    return is_upsampling and geometry.map_of(op.inputs[0]) is not None and is_larger(op, op.inputs[0])
+
+
+def is_larger(op: Op, value: Value) -> bool:
+    """Whether an upsampling puts out more pixels than a map has."""
+    return prod(op.outputs[0].shape[2:]) > prod(value.shape[2:])
+
+
+def _is_gate(value: Value) -> bool:
+    """Whether a tensor, or its sigmoid, is nothing but a factor that another tensor is multiplied by."""
+    if not value.readers:
+        return False
+    for op in value.readers:
+        if op.kind in NONLINEAR | SAME_VALUES and len(op.inputs) == 1:
+            if not _is_gate(op.outputs[0]):
+                return False
+        elif op.kind != "mul" or len(op.inputs) < 2:
+            return False
+    return True
