@@ -25,7 +25,7 @@ def placed(
     unless all ends at one resolution above the lowest of the trunk: then it is a decoder. The heads behind a feature
     pyramid read several. A block is in that part if it leads to a join, is the first behind
     one, or is in the module that has all of the joins. What comes behind a raised map is in a decoder as well. All
-    else behind the trunk is a head, and so is the last convolution of a network, which puts out its result.
+    else behind the trunk is a head. A linear convolution that puts out a result of the network is left out.
 
     Args:
         blocks: all blocks of the network.
@@ -35,6 +35,7 @@ def placed(
     in_trunk = {block for level in trunk for block in level}
     flow = _Flow.of(trunk, raised, trace, geometry)
     others = (block for block in blocks if block not in in_trunk and _has_a_site(block))
+    others = (block for block in others if not puts_out_result(block, flow.before_layer))
     return tuple(replace(block, place=flow.place_of(block)) for block in sorted(others, key=lambda b: b.order))
 
 
@@ -103,8 +104,6 @@ class _Flow:
         source = self.source.get(value, 0)
         if value in self.before_trunk or not source & _LEVELS:
             return "transition" if source & _LEVELS else "stem"
-        if puts_out_result(block, self.before_layer):
-            return "head"
         first = block.units[0].op.inputs[0] if block.units else value
         is_at_a_join = value in self.before_join or bool(self.source.get(first, 0) & _JOINED)
         is_with_joins = self.joining is not None and self.joining.first <= block.order[1] < self.joining.last

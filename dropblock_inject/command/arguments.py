@@ -12,6 +12,8 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
+from ..errors import DropBlockValueError
+
 MODEL = "timm:NAME, torchvision:NAME, a NAME found in either, or FILE.py:FUNCTION (the file is run, as by an import)"
 _EXAMPLES = """
 examples:
@@ -49,7 +51,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def add_stages(self, plan: Callable[..., Any]) -> None:
         """Options for the stages and the keep_prob of each."""
-        self.add_option(plan, "stages", "-1 is the deepest", type=integer(-(2**63)), nargs="+", metavar="N")
+        help = "-1 is the deepest; all: every block, off the trunk too"
+        self.add_option(plan, "stages", help, type=stage, nargs="+", metavar="N")
         self.add_option(plan, "keep_prob", "share of the map kept in the deepest stage", type=float, metavar="P")
         help = "the same keep_prob in each stage"
         self.add_argument("--no-depth-scaling", action="store_false", dest="depth_scaling", help=help)
@@ -79,7 +82,12 @@ def parser() -> argparse.ArgumentParser:
 def options_of(function: Callable[..., Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `function` that have an option."""
     optional = {name for name, p in signature(function).parameters.items() if p.default is not Parameter.empty}
-    return {name: value for name, value in vars(arguments).items() if name in optional}
+    options = {name: value for name, value in vars(arguments).items() if name in optional}
+    if "all" in (options.get("stages") or ()):
+        if len(options["stages"]) > 1:
+            raise DropBlockValueError("--stages all is every block already; give no number beside it")
+        options["stages"] = None
+    return options
 
 
 def integer(low: int, high: int = 2**63 - 1) -> Callable[[str], int]:
@@ -94,6 +102,10 @@ def integer(low: int, high: int = 2**63 - 1) -> Callable[[str], int]:
         return number
 
     return convert
+
+
+def stage(text: str) -> int | str:
+    return text if text == "all" else integer(-(2**63))(text)
 
 
 def pixels_or_share(text: str) -> int | float:

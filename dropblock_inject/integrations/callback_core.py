@@ -20,7 +20,8 @@ class CallbackCore:
     """Injects the model of a trainer and schedules its keep_prob.
 
     Args:
-        stages: as in :func:`dropblock_inject.inject_dropblock`; None: the model is injected by other code.
+        stages: as in :func:`dropblock_inject.inject_dropblock`. None without further options: the model is injected
+            by other code.
         schedule: arguments of :class:`dropblock_inject.KeepProbSchedule`; the default of `total_steps` is the
             trainer's number of optimizer steps.
         verify: watch the first training steps; a DropBlock that drops nothing is an error.
@@ -34,16 +35,13 @@ class CallbackCore:
         verify: bool,
         options: dict[str, Any],
     ) -> None:
-        if stages is None and options:
-            raise DropBlockValueError(
-                f"stages=None says that the model is injected elsewhere; {', '.join(options)} would not have any effect"
-            )
         if schedule is not None and not isinstance(schedule, Mapping):
             raise DropBlockTypeError(
                 "schedule must be a mapping of arguments of KeepProbSchedule, such as {'mode': 'cosine'}, got "
                 f"{type(schedule).__name__}"
             )
         self.stages = stages
+        self._is_injected_elsewhere = stages is None and not options
         self.settings = {"verify": verify, **(schedule or {})}
         self.options = options
         self.schedule: KeepProbSchedule | None = None
@@ -58,7 +56,7 @@ class CallbackCore:
             AlreadyInjectedError: the model has DropBlocks that other code injected.
             The errors of :func:`dropblock_inject.inject_dropblock`.
         """
-        if self.stages is None:
+        if self._is_injected_elsewhere:
             return
         sites = dropblock_sites(model)
         if not {site.name for site in sites} <= self._sites:
@@ -96,5 +94,8 @@ class CallbackCore:
 
 
 def keep_prob_by_stage(model: nn.Module) -> dict[str, float]:
-    """The keep_prob of each stage now, under the names for the log."""
-    return {f"keep_prob/stage{site.stage}": site.keep_prob for site in dropblock_sites(model)}
+    """The keep_prob of each stage now, and of each part off the trunk, under the names for the log."""
+    return {
+        f"keep_prob/{site.part if site.stage is None else f'stage{site.stage}'}": site.keep_prob
+        for site in dropblock_sites(model)
+    }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ParamSpec, overload
 
 from torch import nn
 
+from ..anatomy.blocks import Block
 from ..anatomy.stages import find_trunk
 from ..errors import AlreadyInjectedError, CompiledModelError, DropBlockTypeError, DropBlockValueError, NoMatchError
 from ..ops.functional import BlockSize
@@ -24,6 +26,8 @@ from .site_finder import SiteFinder
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
+
+_PARTS = ("stem", "transition", "neck", "decoder", "head")  # in the order of a table
 
 
 class _Sites(Sequence[Site]):
@@ -110,9 +114,9 @@ class InjectionPlan(_Sites):
 
 def plan_dropblock(
     model: nn.Module,
-    stages: int | Sequence[int] = (3, 4),
+    stages: int | Sequence[int] | None = (3, 4),
     *,
-    keep_prob: float | Mapping[int, float] = 0.9,
+    keep_prob: float | Mapping[int | None, float] = 0.9,
     block_size: BlockSize = 7,
     where: str | Sequence[str] = "paper",
     include: Pattern = None,
@@ -152,22 +156,29 @@ def plan_dropblock(
     deepest = trunk.stages[-1].index
     if isinstance(keep_prob, Mapping):
         keep_prob = by_stage(keep_prob, trunk.stages)
-    targets = targets_of(keep_prob, [stage.index for stage in chosen], deepest, depth_scaling)
+    if stages is not None:
+        targets_of(keep_prob, [stage.index for stage in chosen], deepest, depth_scaling)
+    asked: list[tuple[int | None, Block]] = []
+    others: list[Block] = []
+    for stage, blocks in zip(trunk.stages, trunk.blocks, strict=True):
+        if stage in chosen:
+            asked += [(stage.index, block) for block in blocks]
+        else:
+            others += blocks
+    if stages is None:
+        asked += [(None, block) for block in sorted(trunk.off_trunk, key=lambda block: _PARTS.index(block.place))]
+    else:
+        others += trunk.off_trunk
     finder = SiteFinder(trunk.trace, trunk.geometry)
-    sites = [
-        site
-        for stage, blocks in zip(trunk.stages, trunk.blocks, strict=True)
-        if stage in chosen
-        for block in blocks
-        for site in finder.sites(block, stage.index, targets[stage.index], block_size)
-        if site.where in kinds
-    ]
+    sites = [site for stage, block in asked for site in finder.sites(block, stage, block_size) if site.where in kinds]
     if not sites and strict:
         raise NoMatchError(
             f"where={where!r} finds no site in stages {[stage.index for stage in chosen]} of {type(model).__name__}: "
             "a network without shortcuts has no 'skip'; try where='branch' or 'output'"
         )
-    sites = choose_sites(model, sites, include, exclude, strict)
+    sites = choose_sites(model, sites, include, exclude, strict, elsewhere=[name for b in others for name in _names(b)])
+    targets = targets_of(keep_prob, {site.stage for site in sites}, deepest, depth_scaling)
+    sites = [replace(site, keep_prob=targets[site.stage]) for site in sites]
     without_skip = finder.unreachable if "skip" in kinds else []
     summary = TraceSummary(trunk.geometry.image_size, tuple(without_skip), trunk.trace.error)
     return InjectionPlan(model, sites, summary, layer or dropblock_for(block_size, layer_options))
@@ -199,9 +210,12 @@ def inject_dropblock(*args: Any, **kwargs: Any) -> InjectionReport:
 
     Args:
         model: any network with a convolutional trunk, in any mode, on any device.
-        stages: which stages, as :func:`find_stages` counts them; negative from the deepest: -1 is the last.
+        stages: which stages, as :func:`find_stages` counts them; negative from the deepest: -1 is the last. None:
+            every block of the network, in the trunk or off it (neck, decoder, heads), to be chosen by `include` and
+            `exclude`.
         keep_prob: share of the feature map to keep in the deepest stage, in (0, 1]; or a mapping
-            ``{stage: keep_prob}``, taken as it is.
+            ``{stage: keep_prob}``, taken as it is, with None for what is off the trunk. A float is the keep_prob of
+            everything off the trunk too.
         block_size: as in :func:`drop_block`.
         where: ``"branch"``: after each convolution unit of a block (and at the branch's end where that is something
             else); ``"skip"``: on the shortcut, identity or projected, unseen by the branch; ``"output"``: after the
@@ -286,6 +300,13 @@ def _check_model(model: nn.Module) -> None:
                 f"{name} holds a module compiled by torch.jit, into which nothing can be put; inject into the "
                 "original module"
             )
+
+
+def _names(block: Block) -> Iterator[str]:
+    """The names that the sites of a block might answer to."""
+    yield block.name
+    for unit in block.units:
+        yield from unit.layers(block.scope)
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:

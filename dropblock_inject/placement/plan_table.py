@@ -44,8 +44,9 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary, layers: Seque
     previous = None
     for site, layer in zip(sites, layers, strict=True):
         covers = "*" if site.block_size == site.map_size else ""
-        stage = "" if site.stage == previous else str(site.stage)
-        previous = site.stage
+        group = site.part if site.stage is None else str(site.stage)
+        stage = "" if group == previous else group
+        previous = group
         rows.append(
             (
                 stage,

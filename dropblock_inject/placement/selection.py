@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -52,13 +52,15 @@ def kinds_of(where: str | Sequence[str]) -> set[Where]:
 
 
 def choose_stages(
-    stages: list[Stage], asked: int | Sequence[int], image_size: tuple[int, ...], strict: bool
+    stages: list[Stage], asked: int | Sequence[int] | None, image_size: tuple[int, ...], strict: bool
 ) -> list[Stage]:
-    """The stages asked for, shallow to deep; negative numbers count from the deepest."""
+    """The stages asked for, shallow to deep; negative numbers count from the deepest. None asks for all."""
+    if asked is None:
+        return stages
     by_index = {stage.index: stage for stage in stages}
     wanted = [asked] if isinstance(asked, int) else asked
     if not isinstance(wanted, Sequence) or not wanted or any(type(index) is not int for index in wanted):
-        raise DropBlockTypeError(f"stages must be an int or a sequence of ints, got {asked!r}")
+        raise DropBlockTypeError(f"stages must be an int, a sequence of ints, or None for every block, got {asked!r}")
     missing = [i for i in wanted if (i not in by_index if i >= 0 else -i > len(stages))]
     if missing and strict:
         lines = "\n".join(
@@ -79,23 +81,25 @@ def choose_stages(
     return [stage for stage in stages if stage.index in chosen]
 
 
-def by_stage(keep_prob: Mapping[int, float], stages: list[Stage]) -> dict[int, float]:
-    """The mapping with negative stages counted from the deepest."""
-    indices = [stage.index for stage in stages]
-    unknown = [key for key in keep_prob if key not in indices and key not in range(-len(indices), 0)]
+def by_stage(keep_prob: Mapping[int | None, float], stages: list[Stage]) -> dict[int | None, float]:
+    """The mapping with negative stages counted from the deepest; None stands for what is off the trunk."""
+    indices: list[int | None] = [stage.index for stage in stages] + [None]
+    from_deepest: dict[int | None, int] = {number - len(stages): stage.index for number, stage in enumerate(stages)}
+    unknown = [key for key in keep_prob if key not in indices and key not in from_deepest]
     if unknown:
         raise DropBlockValueError(
             f"keep_prob={dict(keep_prob)!r} speaks of stage {', '.join(map(str, unknown))}, but the model has stages "
-            f"{', '.join(map(str, indices))}"
+            f"{', '.join(map(str, indices[:-1]))} (None stands for what is off the trunk)"
         )
-    return {key if key in indices else indices[key]: value for key, value in keep_prob.items()}
+    return {key if key in indices else from_deepest[key]: value for key, value in keep_prob.items()}
 
 
 def targets_of(
-    keep_prob: float | Mapping[int, float], stages: list[int], deepest: int, depth_scaling: bool
-) -> dict[int, float]:
-    """The target keep_prob of each chosen stage."""
+    keep_prob: float | Mapping[int | None, float], stages: Iterable[int | None], deepest: int, depth_scaling: bool
+) -> dict[int | None, float]:
+    """The target keep_prob of each chosen stage; a float is that of everything off the trunk too."""
     if isinstance(keep_prob, Mapping):
+        stages = list(stages)
         absent = [stage for stage in stages if stage not in keep_prob]
         if absent:
             raise DropBlockValueError(
@@ -105,11 +109,20 @@ def targets_of(
         return {stage: float(keep_prob[stage]) for stage in stages}
     if not depth_scaling:
         return dict.fromkeys(stages, float(keep_prob))
-    return {stage: 1 - (1 - keep_prob) / _DROP_PER_STAGE ** (deepest - stage) for stage in stages}
+    return {
+        stage: keep_prob if stage is None else 1 - (1 - keep_prob) / _DROP_PER_STAGE ** (deepest - stage)
+        for stage in stages
+    }
 
 
-def choose_sites(model: nn.Module, sites: list[Site], include: Pattern, exclude: Pattern, strict: bool) -> list[Site]:
-    """The sites that `include` names, or all, without those that `exclude` names."""
+def choose_sites(
+    model: nn.Module, sites: list[Site], include: Pattern, exclude: Pattern, strict: bool, elsewhere: Sequence[str]
+) -> list[Site]:
+    """The sites that `include` names, or all, without those that `exclude` names.
+
+    Args:
+        elsewhere: names of what is in other stages, or off the trunk, to be spoken of if a pattern matches nothing.
+    """
 
     def fits(site: Site, pattern: Pattern) -> bool:
         if pattern is not None and callable(pattern):
@@ -123,9 +136,12 @@ def choose_sites(model: nn.Module, sites: list[Site], include: Pattern, exclude:
         for argument, pattern in (("include", include), ("exclude", exclude)):
             for entry in entries_of(pattern):
                 if not any(matches(entry, name) for name in names):
+                    advice = f"Plan without {argument} to see them all"
+                    if any(matches(entry, name) for name in elsewhere):
+                        advice = "stages=None reaches what it matches outside of these stages"
                     raise NoMatchError(
                         f"{argument}={entry!r} matches none of the {len(sites)} sites in the chosen stages; closest: "
-                        f"{', '.join(closest(entry, names))}. Plan without {argument} to see them all"
+                        f"{', '.join(closest(entry, names))}. {advice}"
                     )
     kept = [
         s for s in sites if (include is None or fits(s, include)) and not (exclude is not None and fits(s, exclude))

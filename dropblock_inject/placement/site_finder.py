@@ -40,8 +40,8 @@ class SiteFinder:
         self._call_of = {call.name: call for call in reversed(trace.calls)}
         self._attributes: Counter[tuple[str, Where]] = Counter()
 
-    def sites(self, block: Block, stage: int, keep_prob: float, block_size: BlockSize) -> Iterator[Site]:
-        """The sites of a block, in order; `stage`, `keep_prob` and `block_size` are written on them."""
+    def sites(self, block: Block, stage: int | None, block_size: BlockSize) -> Iterator[Site]:
+        """The sites of a block, in order; `stage` and `block_size` are written on them. Their keep_prob is 1."""
         for where, point, layers in self._points(block):
             feature_map = self._geometry.map_of(point.value)
             assert feature_map is not None  # sites are on feature maps by construction
@@ -51,11 +51,12 @@ class SiteFinder:
                 host=point.host,
                 block=block.name,
                 stage=stage,
+                part=block.place or "trunk",
                 where=where,
                 channels=feature_map.channels,
                 map_size=feature_map.size,
                 block_size=_in_force(block_size, feature_map.size),
-                keep_prob=keep_prob,
+                keep_prob=1.0,
                 channel_dim=feature_map.channel_dim,
                 layers=tuple(layers),
                 splice=splice,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..anatomy.stages import Stage, find_stages
 from ..placement.plan import InjectionPlan
@@ -30,15 +30,15 @@ def plot_plan(plan: InjectionPlan, example_input: Any = None) -> Figure:
     by_block: dict[str, list[Site]] = {}
     for site in plan:
         by_block.setdefault(site.block, []).append(site)
-    blocks = [sum(_width(by_block.get(block.name, [])) for block in stage.blocks) for stage in stages]
-    widths = [max(width + 0.6, 2.8) for width in blocks]  # the text above and below needs 2.8
+    panels = [_panel_of(stage, by_block) for stage in stages] + _panels_off_the_trunk(plan)
+    widths = [max(sum(map(_width, panel.blocks)) + 0.6, 2.8) for panel in panels]  # the text needs 2.8
     figure = new_figure(min(max(0.34 * sum(widths), 7.5), 22), 3.3)
     axis = figure.subplots()
     axis.set_axis_off()
     left = 0.0
-    for number, (stage, width) in enumerate(zip(stages, widths, strict=True)):
-        _draw_stage(axis, stage, left, width, by_block)
-        if number:
+    for number, (panel, width) in enumerate(zip(panels, widths, strict=True)):
+        _draw_panel(axis, panel, left, width)
+        if 0 < number < len(stages):
             axis.annotate("", (left, 0), (left - 0.5, 0), arrowprops={"arrowstyle": "-|>", "color": GREY})
         left += width + 0.5
     counts: Counter[str] = Counter(site.where for site in plan)
@@ -52,23 +52,44 @@ def plot_plan(plan: InjectionPlan, example_input: Any = None) -> Figure:
     return figure
 
 
-def _draw_stage(axis: Axes, stage: Stage, left: float, width: float, by_block: dict[str, list[Site]]) -> None:
-    """The panel of a stage with its blocks."""
+class _Panel(NamedTuple):
+    """A stage, or a part of the network off the trunk: two lines of text, and the sites of each of its blocks."""
+
+    title: str
+    subtitle: str
+    blocks: list[list[Site]]
+
+
+def _panel_of(stage: Stage, by_block: dict[str, list[Site]]) -> _Panel:
+    size = "x".join(map(str, stage.map_size))
+    blocks = [by_block.get(block.name, []) for block in stage.blocks]
+    return _Panel(f"stage {stage.index}", f"{stage.channels} x {size}", blocks)
+
+
+def _panels_off_the_trunk(plan: InjectionPlan) -> list[_Panel]:
+    """The parts off the trunk that have sites, each with the blocks that have some."""
+    parts: dict[str, dict[str, list[Site]]] = {}
+    for site in plan:
+        if site.stage is None:
+            parts.setdefault(site.part, {}).setdefault(site.block, []).append(site)
+    return [_Panel(part, "off the trunk", list(blocks.values())) for part, blocks in parts.items()]
+
+
+def _draw_panel(axis: Axes, panel: _Panel, left: float, width: float) -> None:
+    """A panel with its blocks in a row."""
     from matplotlib.patches import FancyBboxPatch
 
-    sites = [site for block in stage.blocks for site in by_block.get(block.name, [])]
+    sites = [site for block in panel.blocks for site in block]
     face, edge = ("#f2f5fa", "#2e4057") if sites else ("#fafafa", "#bbbbbb")
     style = "round,pad=0.08"
     axis.add_patch(FancyBboxPatch((left, -1.2), width, 2.4, boxstyle=style, facecolor=face, edgecolor=edge))
-    size = "x".join(map(str, stage.map_size))
     kept = ", ".join(sorted({f"{site.keep_prob:g}" for site in sites}))
     middle = left + width / 2
-    axis.text(middle, 1.75, f"stage {stage.index}", ha="center", weight="bold", fontsize=10)
-    axis.text(middle, 1.4, f"{stage.channels} x {size}", ha="center", fontsize=8, color=GREY)
+    axis.text(middle, 1.75, panel.title, ha="center", weight="bold", fontsize=10)
+    axis.text(middle, 1.4, panel.subtitle, ha="center", fontsize=8, color=GREY)
     axis.text(middle, -1.6, f"keep {kept}" if sites else "no DropBlock", ha="center", fontsize=8, color=GREY)
-    at = middle - sum(_width(by_block.get(block.name, [])) for block in stage.blocks) / 2
-    for block in stage.blocks:
-        own = by_block.get(block.name, [])
+    at = middle - sum(map(_width, panel.blocks)) / 2
+    for own in panel.blocks:
         _draw_block(axis, own, at, _width(own))
         at += _width(own)
 

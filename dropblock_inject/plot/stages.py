@@ -55,7 +55,7 @@ def plot_stages(model: nn.Module, example_input: Any = None, block: str | None =
     levels, detail = figure.subplots(2, 1, height_ratios=(3, 2))
     _draw_levels(levels, trunk, type(model).__name__)
     finder = SiteFinder(trunk.trace, trunk.geometry)
-    sites = [(site.where, site.host) for site in finder.sites(shown, 0, 1.0, 1)]
+    sites = [(site.where, site.host) for site in finder.sites(shown, 0, 1)]
     _draw_block(detail, shown.name, paths, length, sites)
     return figure
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Where = Literal["branch", "skip", "output", "end"]
+Part = Literal["trunk", "stem", "transition", "neck", "decoder", "head"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Site:
         name: dotted name of the DropBlock once injected, or of the other layer.
         host: dotted name of the module after which it stands; of the block itself for an identity shortcut.
         block: dotted name of the residual block, or of the convolution unit where there is none.
-        stage: index of the stage, counted as :func:`find_stages` does.
+        stage: index of the stage, counted as :func:`find_stages` does; None off the trunk.
+        part: the part of the network: ``"trunk"``, ``"stem"`` before it, ``"transition"`` between two of its blocks;
+            behind it ``"neck"`` and ``"decoder"``, which join maps of several levels, and ``"head"``.
         where: ``"branch"``, ``"skip"``, ``"output"`` or ``"end"``.
         channels: channels of the feature map there.
         map_size: spatial size of the feature map there, in pixels, for the input the model was traced with.
@@ -67,7 +70,8 @@ class Site:
     name: str
     host: str
     block: str
-    stage: int
+    stage: int | None
+    part: Part
     where: Where
     channels: int
     map_size: tuple[int, ...]

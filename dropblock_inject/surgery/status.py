@@ -15,7 +15,7 @@ from ..ops.layer import DropBlock
 from .keep_prob import keep_prob_of
 from .liveness import SiteInModel, gone, injected
 from .place import is_enabled
-from .site import Where
+from .site import Part, Where
 from .splice import dropping_layers
 from .text_table import text_table
 
@@ -26,7 +26,7 @@ class SiteStatus:
 
     Attributes:
         name: dotted name of its DropBlock in the model.
-        stage, where: as in the plan; the stage is None off the trunk.
+        stage, part, where: as in the plan; the stage is None off the trunk.
         layer: class of the layer that stands there, such as ``"DropBlock"``; ``"nothing"`` if it was deleted.
         keep_prob: the value set now, in (0, 1]; of another dropout layer 1 less its `p`; 1 of what drops nothing.
         effective_keep_prob: the share of the map that the next forward pass keeps, in expectation. It is 1 where
@@ -38,6 +38,7 @@ class SiteStatus:
 
     name: str
     stage: int | None
+    part: Part
     where: Where
     layer: str
     keep_prob: float
@@ -60,7 +61,7 @@ class SiteTable(list[SiteStatus]):
             state = ("on" if site.training else "off") if site.live else "dead"
             block = "x".join(map(str, site.block_size)) if isinstance(site.block_size, tuple) else site.block_size
             numbers = f"{site.keep_prob:.4g}", f"{site.effective_keep_prob:.4g}", state
-            stage = "" if site.stage is None else str(site.stage)
+            stage = site.part if site.stage is None else str(site.stage)
             rows.append((stage, site.name, site.where, site.layer, str(block or ""), *numbers))
         return "\n".join(text_table(rows, right={0, 4, 5, 6})) if self else "no injected DropBlocks"
 
@@ -89,12 +90,14 @@ def _status(row: SiteInModel) -> SiteStatus:
         keep_prob = keep_prob_of(layer) if layer is not None else None
         keep_prob = 1.0 if keep_prob is None else keep_prob
         now = keep_prob if training and live else 1.0
-        return SiteStatus(row.name, site.stage, site.where, kind, keep_prob, now, None, training, live)
+        return SiteStatus(row.name, site.stage, site.part, site.where, kind, keep_prob, now, None, training, live)
     now = 1.0
     if training and live and layer.keep_prob < 1:
         now = expected_share(layer.keep_prob, site.map_size, site.block_size, layer.calibrated)
     block_size = layer.block_size if isinstance(layer.block_size, int | float) else tuple(layer.block_size)
-    return SiteStatus(row.name, site.stage, site.where, kind, layer.keep_prob, now, block_size, training, live)
+    return SiteStatus(
+        row.name, site.stage, site.part, site.where, kind, layer.keep_prob, now, block_size, training, live
+    )
 
 
 def check_dropblock(model: nn.Module) -> None:

@@ -46,14 +46,14 @@ def test_the_decoder_of_a_u_net(block: type[nn.Module]) -> None:
     assert places(UNet(block), IMAGE) == {
         "stem": ["stem.0.0"],
         "decoder": ["raise_2", "up_2", "raise_1", "up_1"],
-        "head": ["head", "auxiliary.0.0", "auxiliary.1"],
+        "head": ["auxiliary.0.0"],  # the last convolutions put out results
     }
 
 
 def test_a_decoder_without_skips() -> None:
     up = [nn.Upsample(scale_factor=2), conv(16, 8), conv(8, 8), nn.Conv2d(8, 3, 1)]
     net = nn.Sequential(conv(3, 8), Residual(8, 16, 2), Residual(16, 16, 2), *up)
-    assert places(net, IMAGE) == {"stem": ["0.0"], "decoder": ["4.0", "5.0"], "head": ["6"]}
+    assert places(net, IMAGE) == {"stem": ["0.0"], "decoder": ["4.0", "5.0"]}
 
 
 def test_a_pyramid_in_the_code_of_the_model_is_a_neck() -> None:
@@ -75,7 +75,7 @@ def test_a_pyramid_in_the_code_of_the_model_is_a_neck() -> None:
     assert places(Pyramid(), IMAGE) == {
         "stem": ["stem.0"],
         "neck": ["lateral.1", "lateral.0", "smooth.0"],
-        "head": ["heads.0.0.0", "heads.0.1", "heads.1.0.0", "heads.1.1"],
+        "head": ["heads.0.0.0", "heads.1.0.0"],
     }
 
 
@@ -91,14 +91,14 @@ def test_the_pyramid_and_the_region_proposals_of_a_detector() -> None:
     assert found["stem"] == ["backbone.body.conv1"]
     assert len(found["neck"]) == 8
     assert all(name.startswith("backbone.fpn.") for name in found["neck"])
-    assert found["head"] == ["rpn.head.conv.0.0", "rpn.head.cls_logits", "rpn.head.bbox_pred"]
+    assert found["head"] == ["rpn.head.conv.0.0"]
 
 
 @pytest.mark.parametrize(
     ("name", "head"),
     [
-        ("deeplabv3_resnet50", ["classifier.0", "classifier.1", "classifier.4"]),
-        ("fcn_resnet50", ["classifier.0", "classifier.4"]),
+        ("deeplabv3_resnet50", ["classifier.0", "classifier.1"]),
+        ("fcn_resnet50", ["classifier.0"]),
     ],
 )
 def test_the_heads_of_segmentation_networks(name: str, head: list[str]) -> None:
@@ -106,4 +106,4 @@ def test_the_heads_of_segmentation_networks(name: str, head: list[str]) -> None:
         net = torchvision.models.get_model(name, weights=None, weights_backbone=None, aux_loss=True)
     found = places(net)
     assert found.keys() == {"stem", "head"}
-    assert found["head"] == [*head, "aux_classifier.0", "aux_classifier.4"]
+    assert found["head"] == [*head, "aux_classifier.0"]

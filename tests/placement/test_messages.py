@@ -30,10 +30,14 @@ REQUESTS = [
     ),
     ({"stages": (3, 5, 6)}, ValueError, r"no stage 5, 6 in the model"),
     ({"stages": -4}, ValueError, r"no stage -4 in the model"),
-    ({"stages": "3"}, TypeError, r"stages must be an int or a sequence of ints, got '3'"),
-    ({"stages": ()}, TypeError, r"stages must be an int or a sequence of ints, got \(\)"),
-    ({"stages": (3.0,)}, TypeError, r"stages must be an int or a sequence of ints, got \(3\.0,\)"),
-    ({"stages": True}, TypeError, r"stages must be an int or a sequence of ints, got True"),
+    ({"stages": "3"}, TypeError, r"stages must be an int, a sequence of ints, or None for every block, got '3'"),
+    ({"stages": ()}, TypeError, r"stages must be an int, a sequence of ints, or None for every block, got \(\)"),
+    (
+        {"stages": (3.0,)},
+        TypeError,
+        r"stages must be an int, a sequence of ints, or None for every block, got \(3\.0,\)",
+    ),
+    ({"stages": True}, TypeError, r"stages must be an int, a sequence of ints, or None for every block, got True"),
     (
         {"keep_prob": 0},
         ValueError,
@@ -57,7 +61,7 @@ REQUESTS = [
     (
         {"where": "shortcut"},
         ValueError,
-        r"where must be 'paper', 'branch', 'skip', 'output' or a sequence.*got 'shortcut'",
+        r"where must be 'paper', 'branch', 'skip', 'output', 'end' or a sequence.*got 'shortcut'",
     ),
     ({"where": ()}, ValueError, r"where must be .*got \(\)"),
     ({"where": 3}, ValueError, r"where must be .*got 3"),

@@ -36,6 +36,7 @@ def test_plan_and_report_are_plain_data():
         "host": "stage2.0.bn1",
         "block": "stage2.0",
         "stage": 2,
+        "part": "trunk",
         "where": "branch",
         "channels": 32,
         "map_size": [16, 16],
@@ -55,6 +56,7 @@ def test_sites_are_plain_data():
     assert rows[-1] == {
         "name": "stage3.0.drop_skip",
         "stage": 3,
+        "part": "trunk",
         "where": "skip",
         "layer": "DropBlock",
         "keep_prob": 0.8,
