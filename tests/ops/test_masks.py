@@ -246,6 +246,17 @@ def test_the_result_is_mask_times_scale_rounded_once(backend, per_channel, resca
     assert (output.dtype, scale.dtype) == (dtype, torch.promote_types(dtype, torch.float32))
 
 
+@pytest.mark.parametrize("flags", [1, 100, 81 * 7, 81 * 12])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_pixels_counted_in_parts_are_all_counted(layout, flags):
+    """The parts are of one mask, of seven of the twelve and of all."""
+    x = LAYOUTS[layout](torch.ones(3, 4, 9, 9))
+    for seed in range(20):
+        with mock.patch.object(sparse, "_FLAGS", flags):
+            output, scale = drop(BY_NAME["sparse"], x, 0.7, (3, 3), seed=seed, rescale="batch")
+        assert scale.item() == pytest.approx(x.numel() / output.count_nonzero().item(), rel=1e-6)
+
+
 def test_a_given_scale_is_used(backend):
     device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
     x = torch.ones(2, 3, 8, 8, device=device)
