@@ -15,17 +15,15 @@ class BlockLayout(NamedTuple):
 
     Attributes:
         terms: pairs (count, factor). The block of a seed starts at offset ``sum(factor * (seed // count))``.
-        outer: pairs (size, stride) of the axes of a block, without the innermost.
-        run: size and stride of the innermost axis of a block.
-        reach: offset of the last element of a block from its first.
-        length: number of elements in memory, from the first of the tensor to its last.
+        size, stride: of a view of the tensor that has, along one axis, the block at each offset. The blocks overlap.
+        axis: that axis. Only the innermost axis of a block is behind it, because torch loops over the last two axes
+            faster than over the others.
     """
 
     terms: tuple[tuple[int, int], ...]
-    outer: tuple[tuple[int, int], ...]
-    run: tuple[int, int]
-    reach: int
-    length: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    axis: int
 
     def offsets(self, seeds: Tensor) -> Tensor:
         """The offsets in memory at which the blocks of these seeds start."""
@@ -35,16 +33,9 @@ class BlockLayout(NamedTuple):
             offsets.add_(seeds.div(count, rounding_mode="floor"), alpha=factor)
         return offsets
 
-    def fill(self, tensor: Tensor, offsets: Tensor, value: float, length: int | None = None) -> None:
-        """Writes `value` to the blocks that start at these offsets.
-
-        Args:
-            length: number of elements in memory, if `tensor` is only the first part of the one described here.
-        """
-        # A view with one entry per offset: the block that starts there. Torch writes the last axes in its inner loop.
-        starts = ((length or self.length) - self.reach, 1)
-        size, stride = zip(*self.outer, starts, self.run, strict=True)
-        tensor.as_strided(size, stride).index_fill_(len(self.outer), offsets, value)
+    def fill(self, tensor: Tensor, offsets: Tensor, value: float) -> None:
+        """Writes `value` to the blocks that start at these offsets."""
+        tensor.as_strided(self.size, self.stride).index_fill_(self.axis, offsets, value)
 
 
 @lru_cache(maxsize=1024)
@@ -59,13 +50,11 @@ def layout_of(strides: tuple[int, ...], spec: MaskSpec) -> BlockLayout:
 
 
 @lru_cache(maxsize=1024)
-def layout_of_masks(spec: MaskSpec) -> BlockLayout:
-    """The layout of a contiguous tensor that has one element per pixel of the masks."""
-    strides: list[int] = []
-    length = 1
-    for size in (*reversed(spec.map_size), spec.masks_per_sample, spec.shape[0]):
-        strides.insert(0, length)
-        length *= size
+def layout_of_masks(spec: MaskSpec, length: int) -> BlockLayout:
+    """The layout of the first `length` elements of a contiguous tensor with one element per pixel of the masks."""
+    strides = [1]
+    for size in (*reversed(spec.map_size), spec.masks_per_sample):
+        strides.insert(0, strides[0] * size)
     return _layout(tuple(strides), list(zip(strides[2:], spec.block, strict=True)), length, spec)
 
 
@@ -74,13 +63,16 @@ def _layout(strides: tuple[int, ...], block: list[tuple[int, int]], length: int,
     terms: dict[int, int] = {}
     count, covered = 1, 0
     sizes = (spec.shape[0], spec.masks_per_sample, *spec.valid)
-    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
-        terms[count] = terms.get(count, 0) + stride - covered
-        count, covered = count * size, stride * size
+    for number, step in zip(reversed(sizes), reversed(strides), strict=True):
+        terms[count] = terms.get(count, 0) + step - covered
+        count, covered = count * number, step * number
     axes: list[tuple[int, int]] = []
-    for stride, size in sorted(block, reverse=True):
-        if axes and axes[-1][1] == stride * size:  # the two axes are contiguous in memory: one longer run
-            size *= axes.pop()[0]
-        axes.append((size, stride))
+    for step, number in sorted(block, reverse=True):
+        if axes and axes[-1][1] == step * number:  # the two axes are contiguous in memory: one longer run
+            number *= axes.pop()[0]
+        axes.append((number, step))
     needed = tuple((count, factor) for count, factor in terms.items() if factor or count == 1)
-    return BlockLayout(needed, tuple(axes[:-1]), axes[-1], sum((size - 1) * stride for size, stride in axes), length)
+    reach = sum((size - 1) * stride for size, stride in axes)
+    axes.insert(-1, (length - reach, 1))
+    size, stride = zip(*axes, strict=True)
+    return BlockLayout(needed, size, stride, len(axes) - 2)

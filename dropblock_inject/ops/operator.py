@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, library
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from . import dense, sparse
 from .mask_spec import Options, mask_spec
@@ -196,8 +196,11 @@ class _QuickDrop(_Drop):
 
 
 def _apply(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Calls ``_Drop.forward`` so that autograd records it."""
-    return (_Drop if torch._C._are_functorch_transforms_active() else _QuickDrop).apply(*arguments)
+    """Calls ``_Drop.forward``, and autograd records it if it records anything at all."""
+    if torch._C._are_functorch_transforms_active():
+        return _Drop.apply(*arguments)
+    is_recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return _QuickDrop.apply(*arguments) if is_recorded else _Drop.forward(*arguments)
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -61,28 +61,28 @@ def _draw(probability: float, positions: int, seed: int) -> Tensor:
 def _scale(seeds: Tensor, blocks: Tensor, layout: BlockLayout, spec: MaskSpec) -> Tensor:
     if spec.rescale is None or spec.rescale == "expected":
         return scale_for(seeds, spec)
-    samples, area, positions = spec.shape[0], prod(spec.block), prod(spec.valid)
-    may_overlap = area > 1 and positions > 1
-    if may_overlap:
-        masks = layout_of_masks(spec)
-        starts = blocks if layout.terms == masks.terms else masks.offsets(seeds)
+    samples, total = spec.shape[0], spec.shape[0] * spec.pixels
+    may_overlap = prod(spec.block) > 1 and prod(spec.valid) > 1
     if spec.rescale == "batch":
-        total = samples * spec.pixels
-        dropped = _count_dropped(starts, masks, spec) if may_overlap else len(seeds) * area
+        dropped = _count_dropped(seeds, blocks, layout, spec) if may_overlap else len(seeds) * prod(spec.block)
         return torch.scalar_tensor(total / max(total - dropped, 1), dtype=spec.precision, device="cpu")
     if may_overlap:
         flags = torch.zeros(samples, spec.pixels, dtype=torch.bool, device="cpu")
-        masks.fill(flags, starts, True)
+        masks = layout_of_masks(spec, total)
+        masks.fill(flags, masks.offsets(seeds), True)
         return scale_for(flags.sum(1), spec)
-    of_sample = seeds.div(spec.masks_per_sample * positions, rounding_mode="floor")
-    return scale_for(of_sample.bincount(minlength=samples) * area, spec)
+    of_sample = seeds.div(spec.masks_per_sample * prod(spec.valid), rounding_mode="floor")
+    return scale_for(of_sample.bincount(minlength=samples) * prod(spec.block), spec)
 
 
-def _count_dropped(blocks: Tensor, masks: BlockLayout, spec: MaskSpec) -> int:
+def _count_dropped(seeds: Tensor, blocks: Tensor, layout: BlockLayout, spec: MaskSpec) -> int:
     """The number of dropped pixels. They are flagged and counted in some masks at a time, which fit into the cache."""
-    pixels = prod(spec.map_size)
-    length = min(masks.length, max(_FLAGS // pixels, 1) * pixels)
-    starts = range(0, masks.length, length)
+    total, pixels = spec.shape[0] * spec.pixels, prod(spec.map_size)
+    length = min(total, max(_FLAGS // pixels, 1) * pixels)
+    masks = layout_of_masks(spec, length)
+    if layout.terms != masks.terms:
+        blocks = masks.offsets(seeds)
+    starts = range(0, total, length)
     parts: Sequence[Tensor] = (blocks,)
     if len(starts) > 1:
         parts = blocks.tensor_split(torch.searchsorted(blocks, torch.tensor(starts[1:], device="cpu")))
@@ -92,6 +92,6 @@ def _count_dropped(blocks: Tensor, masks: BlockLayout, spec: MaskSpec) -> int:
     for start, part in zip(starts, parts, strict=True):
         if start:
             words.zero_()
-        masks.fill(words.view(torch.bool), part - start if start else part, True, length)
+        masks.fill(words.view(torch.bool), part - start if start else part, True)
         dropped += int(words.sum(1).view(torch.uint8).sum())
     return dropped
