@@ -24,15 +24,24 @@ from dropblock_inject.ops import dense, operator, sparse
 from dropblock_inject.ops.gamma import gamma
 from dropblock_inject.ops.mask_spec import Options, mask_spec
 
-BACKENDS = ["dense", "sparse", "kernels"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = ["dense", "sparse", "kernels", *(["dense on a GPU"] if DEVICE == "cuda" else [])]
 
 
 def drop_by_blocks(input, output, seed, scale, spec):
     return sparse.drop(input, output, seed, scale, None, spec)[0]
 
 
-BY_NAME = {"dense": dense, "sparse": SimpleNamespace(drop=drop_by_blocks, __name__="sparse")}
+BY_NAME = {
+    "dense": dense,
+    "sparse": SimpleNamespace(drop=drop_by_blocks, __name__="sparse"),
+    "dense on a GPU": SimpleNamespace(drop=dense.drop, __name__="dense on a GPU"),
+}
+
+
+def device_of(backend):
+    """Where a backend runs. The kernels run on a GPU if there is one, and else in the interpreter."""
+    return DEVICE if backend.__name__.endswith(("kernels", "GPU")) else "cpu"
 
 
 @pytest.fixture
@@ -49,8 +58,8 @@ def pytest_generate_tests(metafunc):
 
 
 def drop(backend, input, keep_prob, block, *, seed=0, channel_dim=1, per_channel=True, rescale=None, inplace=False):
-    """The output and the scale for a tensor on the CPU. The kernels run on a GPU if there is one."""
-    device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
+    """The output and the scale for a tensor on the CPU."""
+    device = device_of(backend)
     on_device = input.to(device)
     spec = mask_spec(
         tuple(on_device.shape), on_device.dtype, keep_prob, Options(block, per_channel, rescale, True, channel_dim)
@@ -258,7 +267,7 @@ def test_pixels_counted_in_parts_are_all_counted(layout, flags):
 
 
 def test_a_given_scale_is_used(backend):
-    device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
+    device = device_of(backend)
     x = torch.ones(2, 3, 8, 8, device=device)
     spec = mask_spec((2, 3, 8, 8), x.dtype, 0.7, Options((3, 3), True, "batch", True, 1))
     output = torch.empty_like(x)
@@ -309,7 +318,7 @@ def test_the_kernels_serve_the_gpus_and_dtypes_that_triton_compiles_for(capabili
 @pytest.mark.parametrize("keep_prob", [1e-40, 1e-300])
 def test_the_expected_scale_is_finite_for_every_keep_prob(backend, keep_prob, calibrated):
     """An infinite scale would turn zeros, for example those of ReLU, into NaN."""
-    device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
+    device = device_of(backend)
     x = torch.zeros(2, 3, 9, 9, device=device)
     spec = mask_spec(tuple(x.shape), x.dtype, keep_prob, Options((3, 3), True, "expected", calibrated, 1))
     output = torch.empty_like(x)
