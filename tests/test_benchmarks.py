@@ -14,6 +14,7 @@ pytest.importorskip("dropblock", reason="the benchmarks compare with it: pip ins
 import layers
 import operators
 import scaling
+import sites
 import training_step
 
 
@@ -54,10 +55,10 @@ def test_scaling(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
 
 
 def test_training_step(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    calls = {"drop_block": 0, "drop_block2d": 0}
+    calls = {layers.OURS: 0, layers.TORCHVISION: 0}
 
     def counted(name: str) -> Callable:
-        operator = getattr(training_step, name)
+        operator = layers.OPERATORS[name]
 
         def call(*args, **options):
             calls[name] += 1
@@ -66,12 +67,36 @@ def test_training_step(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
         return call
 
     for name in calls:
-        monkeypatch.setattr(training_step, name, counted(name))
+        monkeypatch.setitem(layers.OPERATORS, name, counted(name))
     arguments = ["--networks", "test_resnet", "--batch", "2", "--image-size", "64", "--seconds", "0"]
     training_step.main([*arguments, "--device", "cpu"])
     printed = rows(capsys.readouterr().out)
     kinds = [row[1] for row in printed]
     sites = int(kinds[1].split(", ")[1].split()[0])
-    assert kinds == ["none, 0 sites", f"dropblock_inject, {sites} sites", f"torchvision's layer, {sites} sites"]
+    assert kinds == ["none, 0 sites", f"dropblock_inject, {sites} sites", f"torchvision, {sites} sites"]
     assert sites > 0
-    assert calls == {"drop_block": 6 * sites, "drop_block2d": 6 * sites}  # a warm-up and five timed runs
+    assert calls == {layers.OURS: 6 * sites, layers.TORCHVISION: 6 * sites}  # a warm-up and five timed runs
+
+
+def test_sites(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr(sites, "MAPS", (((2, 4, 7, 7), 0.9, 0.5),))
+    calls: list[torch.Size] = []
+    operator = layers.OPERATORS[layers.OURS]
+    monkeypatch.setitem(
+        layers.OPERATORS,
+        layers.OURS,
+        lambda x, *args, **options: calls.append(x.shape) or operator(x, *args, **options),
+    )
+    picture = tmp_path / "sites.png"
+    arguments = ["--networks", "cifar_resnet14", "--seconds", "0", "--device", "cpu", "--output", str(picture)]
+    sites.main(arguments)
+    _, of_map, of_network = rows(capsys.readouterr().out)
+    assert of_map[0] == "2x4x7x7, keep_prob 0.9, block 0.5"
+    assert all(float(cell.removesuffix(" µs")) > 0 for cell in of_map[1:])
+    assert of_network[0].startswith("cifar_resnet14")
+    assert len(of_map) == len(of_network) == 1 + len(layers.OPERATORS)
+    assert all(0.5 < float(ratio) < 20 for ratio in of_network[1:])
+    # A warm-up and five timed runs: of ten calls for the map, and of the twelve sites of stages 2 and 3.
+    assert calls.count(torch.Size((2, 4, 7, 7))) == 6 * 10
+    assert calls.count(torch.Size((64, 64, 8, 8))) == calls.count(torch.Size((64, 32, 16, 16))) == 6 * 6
+    assert picture.stat().st_size > 1000

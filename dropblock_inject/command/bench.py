@@ -45,8 +45,10 @@ def run(arguments: Namespace) -> tuple[str, None]:
     return "\n".join([heading, "", *text_table(rows, right={1, 2})]), None
 
 
-def interleaved(candidates: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median seconds of each candidate. They run in turn for about `seconds`, at least five times each.
+def interleaved(
+    candidates: dict[str, Callable[[], object]], seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median seconds of each candidate, by `clock`. They run in turn for about `seconds`, at least five times each.
 
     Each round has another order, because the caches and the heap that a candidate leaves behind make the next one
     faster or slower.
@@ -54,22 +56,22 @@ def interleaved(candidates: dict[str, Callable[[], object]], seconds: float) -> 
     times: dict[str, list[float]] = {name: [] for name in candidates}
     order, shuffle = list(candidates), random.Random(0).shuffle
     for run in candidates.values():
-        timed(run)  # warm-up
+        timed(run, clock)  # warm-up
     started = time.perf_counter()
     while time.perf_counter() - started < seconds or len(times[order[0]]) < 5:
         shuffle(order)
         for name in order:
-            times[name].append(timed(candidates[name]))
+            times[name].append(timed(candidates[name], clock))
     return {name: median(of_one) for name, of_one in times.items()}
 
 
-def timed(run: Callable[[], object]) -> float:
+def timed(run: Callable[[], object], clock: Callable[[], float]) -> float:
     """Seconds of one run, including the work on the GPU."""
     synchronize()
-    started = time.perf_counter()
+    started = clock()
     run()
     synchronize()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def synchronize() -> None:

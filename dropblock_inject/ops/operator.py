@@ -7,7 +7,6 @@ scale, and the blocks if they are few. It saves no floating point number that th
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib import import_module
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, library
+from torch.autograd import Function, forward_ad
 
 from . import dense, sparse
 from .mask_spec import Options, mask_spec
@@ -29,6 +29,7 @@ _LIBRARY.define(
     "drop_to(Tensor input, Tensor(a!) output, Tensor seed, Tensor? scale, Tensor? blocks, "
     f"float keep_prob, {_OPTIONS}) -> (Tensor, Tensor)"
 )
+_DROP_TO = torch.ops.dropblock_inject.drop_to.default
 _VMAP_MODE = torch._C.DispatchKeySet(torch._C._dispatch_key_parse("VmapMode"))
 _MAX_SAVED_FRACTION = 1 / 32  # of the memory of the output: larger lists of blocks are not saved but drawn again
 
@@ -47,15 +48,47 @@ def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, options: 
         output, _ = torch.ops.dropblock_inject.drop(input, seed, None, _bits(keep_prob), *options)
         output = output.view_as(output)  # Dynamo lets hooks set attributes on this, not on one output of several
     elif inplace and not ((input.requires_grad and input._is_view()) or torch._C._are_functorch_transforms_active()):
-        return _Drop.apply(input, seed, None, None, True, keep_prob, options)[0]
+        return _apply(input, seed, None, None, True, keep_prob, options)[0]
     else:
-        output, _, _ = _Drop.apply(input, seed, None, None, False, keep_prob, options)
+        output = _apply(input, seed, None, None, False, keep_prob, options)[0]
     return input.copy_(output) if inplace else output
 
 
 def _bits(keep_prob: float) -> Tensor:
     """The bits of `keep_prob`. A compiled graph makes a float a constant, unless a tensor is multiplied by it."""
     return (torch.ones((), dtype=torch.float64, device="cpu") * keep_prob).view(torch.int64)
+
+
+def _mask(
+    input: Tensor,
+    output: Tensor,
+    seed: Tensor,
+    scale: Tensor | None,
+    blocks: Tensor | None,
+    keep_prob: float,
+    options: Options,
+) -> tuple[Tensor, Tensor]:
+    """Writes the result to `output`. Returns the scale, empty if it was given, and the blocks, empty unless few."""
+    spec = mask_spec(tuple(input.shape), input.dtype, keep_prob, options)
+    if input.device.type == "cpu":
+        new_scale, new_blocks = sparse.drop(input, output, seed, scale, blocks, spec)
+        few = blocks is None and new_blocks.nbytes <= output.nbytes * _MAX_SAVED_FRACTION
+    else:
+        new_scale, few = _backend(input.device, input.dtype).drop(input, output, seed, scale, spec), False
+    if scale is None and few:
+        return new_scale, new_blocks
+    nothing = torch.empty(0, dtype=torch.int64, device=input.device)
+    return new_scale if scale is None else nothing, new_blocks if few else nothing
+
+
+@lru_cache
+def _backend(device: torch.device, dtype: torch.dtype) -> Any:
+    """The module that draws masks on a device other than the CPU."""
+    if device.type == "cuda" and find_spec("triton"):
+        oldest_gpu = (8, 0) if dtype == torch.bfloat16 else (7, 0)  # for the Triton of torch 2.6
+        if torch.cuda.get_device_capability(device) >= oldest_gpu:
+            return import_module(".triton_kernels", __package__)
+    return dense
 
 
 def _drop_to(
@@ -68,25 +101,7 @@ def _drop_to(
     block_size: Sequence[int],
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Writes the result to `output`. Returns the scale, empty if it was given, and the blocks, empty unless few."""
-    spec = mask_spec(tuple(input.shape), input.dtype, keep_prob, Options(tuple(block_size), *options))
-    found = nothing = torch.empty(0, dtype=torch.int64, device=input.device)
-    if input.device.type == "cpu":
-        used_scale, found = sparse.drop(input, output, seed, scale, blocks, spec)
-    else:
-        used_scale = _backend(input.device, input.dtype).drop(input, output, seed, scale, spec)
-    few = blocks is None and found.nbytes <= output.nbytes * _MAX_SAVED_FRACTION
-    return used_scale if scale is None else nothing, found if few else nothing
-
-
-@lru_cache
-def _backend(device: torch.device, dtype: torch.dtype) -> Any:
-    """The module that draws masks on a device other than the CPU."""
-    if device.type == "cuda" and find_spec("triton"):
-        oldest_gpu = (8, 0) if dtype == torch.bfloat16 else (7, 0)  # for the Triton of torch 2.6
-        if torch.cuda.get_device_capability(device) >= oldest_gpu:
-            return import_module(".triton_kernels", __package__)
-    return dense
+    return _mask(input, output, seed, scale, blocks, keep_prob, Options(tuple(block_size), *options))
 
 
 def _fake_drop_to(
@@ -109,7 +124,7 @@ def _fake_drop(input: Tensor, seed: Tensor, scale: Tensor | None, *arguments: An
     return torch.empty_like(input), _fake_drop_to(input, input, seed, scale, None, *arguments)[0]
 
 
-class _Drop(torch.autograd.Function):
+class _Drop(Function):
     """The operator of the eager mode. For its backward pass it returns the scale and the blocks too."""
 
     @staticmethod
@@ -123,7 +138,9 @@ class _Drop(torch.autograd.Function):
         options: Options,
     ) -> tuple[Tensor, Tensor, Tensor]:
         output = input if inplace else torch.empty_like(input)
-        return output, *torch.ops.dropblock_inject.drop_to(input, output, seed, scale, blocks, keep_prob, *options)
+        if type(input) is not Tensor or torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
+            return output, *_DROP_TO(input, output, seed, scale, blocks, keep_prob, *options)
+        return output, *_mask(input, output, seed, scale, blocks, keep_prob, options)  # sooner without the dispatcher
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -131,6 +148,7 @@ class _Drop(torch.autograd.Function):
         result, new_scale, new_blocks = output
         scale = new_scale if scale is None else scale
         ctx.mark_non_differentiable(new_scale, new_blocks)
+        ctx.set_materialize_grads(False)  # autograd would make zeros for the scale and the blocks
         ctx.save_for_backward(seed, scale, new_blocks if blocks is None else blocks)
         ctx.save_for_forward(seed, scale)
         ctx.strides = result.stride()
@@ -138,7 +156,9 @@ class _Drop(torch.autograd.Function):
             ctx.mark_dirty(input)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple:
+    def backward(ctx: Any, gradient: Any, *_: Any) -> tuple:
+        if gradient is None:
+            return (None,) * 7
         seed, scale, blocks = ctx.saved_tensors
         if torch.compiler.is_compiling():  # compiled autograd
             result, _ = torch.ops.dropblock_inject.drop(gradient, seed, scale, _bits(ctx.keep_prob), *ctx.options)
@@ -149,22 +169,38 @@ class _Drop(torch.autograd.Function):
                 result, _ = torch.ops.dropblock_inject.drop(gradient, seed, scale, _bits(ctx.keep_prob), *ctx.options)
         else:
             usable = blocks if len(blocks) and gradient.stride() == ctx.strides else None
-            result, _, _ = _Drop.apply(gradient, seed, scale, usable, False, ctx.keep_prob, ctx.options)
+            result = _apply(gradient, seed, scale, usable, False, ctx.keep_prob, ctx.options)[0]
         return result, *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None, None]:
         seed, scale = ctx.saved_tensors
-        return _Drop.apply(tangent, seed, scale, None, ctx.inplace, ctx.keep_prob, ctx.options)[0], None, None
+        return _apply(tangent, seed, scale, None, ctx.inplace, ctx.keep_prob, ctx.options)[0], None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple, tuple]:
-        output, scale = _one_by_one(lambda *each: _Drop.apply(*each)[:2], info, in_dims, arguments)
+        output, scale = _one_by_one(lambda *each: _apply(*each)[:2], info, in_dims, arguments)
         return (output, scale, scale.new_empty(0)), (0, 0, None)
 
 
-# Autograd asks for the signature in each call. To derive it anew takes longer than to draw a small mask.
-_Drop.forward.__signature__ = inspect.signature(_Drop.forward)  # type: ignore[attr-defined]
+class _QuickDrop(_Drop):
+    """The same outside of the transforms of torch.func. A `forward` that takes the context is called in less time."""
+
+    setup_context = Function.setup_context
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = _Drop.forward(*arguments)
+        _Drop.setup_context(ctx, arguments, output)
+        return output
+
+
+def _apply(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Calls ``_Drop.forward``, and autograd records it if it records anything at all."""
+    if torch._C._are_functorch_transforms_active():
+        return _Drop.apply(*arguments)
+    is_recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return _QuickDrop.apply(*arguments) if is_recorded else _Drop.forward(*arguments)
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

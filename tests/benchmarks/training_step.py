@@ -11,21 +11,20 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
-from typing import Any
 from unittest import mock
 
 import timm
 import torch
+from layers import OPERATORS, OURS, TORCHVISION, Operator
 from tables import markdown
 from torch import Tensor, nn
-from torchvision.ops import drop_block2d
 
-from dropblock_inject import drop_block, dropblock_sites, inject_dropblock
+from dropblock_inject import dropblock_sites, inject_dropblock
 from dropblock_inject.command.bench import interleaved, machine
 from dropblock_inject.ops import layer
 
 NETWORKS = ("resnet50", "efficientnet_b0")
-NONE, OURS, TORCHVISION = "none", "dropblock_inject", "torchvision's layer"
+NONE = "none"
 
 
 def networks(name: str) -> dict[str, nn.Module]:
@@ -36,20 +35,12 @@ def networks(name: str) -> dict[str, nn.Module]:
     return {NONE: plain, OURS: injected, TORCHVISION: copy.deepcopy(injected)}
 
 
-def torchvision_operator(input: Tensor, keep_prob: float, block_size: int, *, training: bool, **_: Any) -> Tensor:
-    if not training:
-        return input
-    block_size = min(block_size, *input.shape[-2:])
-    return drop_block2d(input, 1 - keep_prob, block_size - (block_size + 1) % 2)  # it takes odd sizes only
-
-
-def step(net: nn.Module, images: Tensor, labels: Tensor, autocast: bool, kind: str) -> Callable[[], object]:
+def step(net: nn.Module, images: Tensor, labels: Tensor, autocast: bool, operator: Operator) -> Callable[[], object]:
+    """A training step, with another operator in place of :func:`drop_block` at the same sites with the same hooks."""
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
 
     def run() -> None:
         optimizer.zero_grad()
-        # The sites and their hooks are the same; only the operator differs.
-        operator = torchvision_operator if kind == TORCHVISION else drop_block
         with mock.patch.object(layer, "drop_block", operator):
             with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
                 loss = nn.functional.cross_entropy(net(images), labels)
@@ -85,7 +76,9 @@ def main(argv: list[str] | None = None) -> None:
                 if kind == TORCHVISION:
                     continue
                 net = torch.compile(net, fullgraph=True)
-            candidates[f"{kind}, {sites} sites"] = step(net, images, labels, arguments.bf16, kind)
+            candidates[f"{kind}, {sites} sites"] = step(
+                net, images, labels, arguments.bf16, OPERATORS.get(kind, OPERATORS[OURS])
+            )
         found = interleaved(candidates, arguments.seconds)
         without = next(iter(found.values()))
         rows += [(name, kind, f"{seconds * 1e3:.0f}", f"{seconds / without:.3f}") for kind, seconds in found.items()]

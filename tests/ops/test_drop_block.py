@@ -9,6 +9,7 @@ import pickle
 import re
 import shutil
 import time
+from contextlib import nullcontext
 from unittest import mock
 
 import numpy as np
@@ -16,7 +17,9 @@ import pytest
 import torch
 from brute_force import covered_by, seed_positions
 from torch import library, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from dropblock_inject import DropBlock, drop_block
@@ -338,6 +341,48 @@ def test_dropped_inf_and_nan_become_zero_and_kept_elements_stay_finite(rescale, 
     output.float().sum().backward()
     assert x.grad[~mask].eq(0).all()
     assert x.grad.isfinite().all()
+
+
+class Unchanged(TorchDispatchMode):
+    """Calls each operation as it is, and notes its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("block_size", [3, 9])
+def test_a_mode_that_looks_at_operations_sees_one_and_changes_nothing(block_size, inplace):
+    results = []
+    for mode in (nullcontext(), Unchanged()):
+        x = torch.randn(2, 3, 9, 9, generator=seeded(1)).requires_grad_()
+        with mode:
+            output = drop_block(x * 1, 0.7, block_size, generator=seeded(), inplace=inplace)
+            output.square().sum().backward()
+        results.append((output.detach(), x.grad))
+    assert all(map(torch.equal, *results))
+    assert "dropblock_inject::drop_to" in mode.names
+    assert not {name for name in mode.names if re.search("geometric|index_fill|cumsum", name)}
+
+
+def test_a_gradient_that_is_none_stays_none():
+    class NoGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.sum()
+
+        @staticmethod
+        def backward(ctx, _):
+            return None
+
+    x = torch.ones(2, 3, 8, 8, requires_grad=True)
+    NoGradient.apply(drop_block(x, 0.5, 3)).backward()
+    assert x.grad is None
 
 
 def test_a_kept_inf_stays_inf_and_changes_nothing_else():
@@ -693,6 +738,15 @@ def test_jit_trace_in_eval_gives_the_plain_network():
     torch.jit.save(traced, buffer)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
+def test_jit_trace_in_training_mode_draws_new_masks_in_each_call():
+    x = torch.ones(2, 3, 12, 12)
+    traced = torch.jit.trace(DropBlock(0.5, 3), x, check_trace=False)
+    first, second = traced(x), traced(x)
+    assert first.eq(0).any()
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("mode_when_traced", [True, False])
 def test_an_fx_graph_follows_mode_and_keep_prob_of_the_layer(mode_when_traced):
     traced = torch.fx.symbolic_trace(nn.Sequential(DropBlock(0.5, 3), nn.Identity()).train(mode_when_traced))
@@ -829,8 +883,12 @@ def test_forward_mode_and_nested_derivatives():
         assert torch.autograd.gradcheck(
             lambda x, inplace=inplace: call(x, inplace), (x.clone().requires_grad_(),), check_forward_ad=True
         )
-    cubes = torch.func.jvp(torch.func.grad(lambda x: call(x).pow(3).sum()), (x,), (x,))[1]
-    torch.testing.assert_close(cubes, 6 * call(torch.ones_like(x)) ** 3 * x * x)
+    expected = 6 * call(torch.ones_like(x)) ** 3 * x * x
+    torch.testing.assert_close(torch.func.jvp(torch.func.grad(lambda x: call(x).pow(3).sum()), (x,), (x,))[1], expected)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.clone().requires_grad_(), x)
+        (gradient,) = torch.autograd.grad(call(dual).pow(3).sum(), dual)
+        torch.testing.assert_close(forward_ad.unpack_dual(gradient).tangent, expected)
 
 
 def test_a_compiled_layer_keeps_keep_prob_at_each_value():

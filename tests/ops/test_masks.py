@@ -24,15 +24,24 @@ from dropblock_inject.ops import dense, operator, sparse
 from dropblock_inject.ops.gamma import gamma
 from dropblock_inject.ops.mask_spec import Options, mask_spec
 
-BACKENDS = ["dense", "sparse", "kernels"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = ["dense", "sparse", "kernels", *(["dense on a GPU"] if DEVICE == "cuda" else [])]
 
 
 def drop_by_blocks(input, output, seed, scale, spec):
     return sparse.drop(input, output, seed, scale, None, spec)[0]
 
 
-BY_NAME = {"dense": dense, "sparse": SimpleNamespace(drop=drop_by_blocks, __name__="sparse")}
+BY_NAME = {
+    "dense": dense,
+    "sparse": SimpleNamespace(drop=drop_by_blocks, __name__="sparse"),
+    "dense on a GPU": SimpleNamespace(drop=dense.drop, __name__="dense on a GPU"),
+}
+
+
+def device_of(backend):
+    """Where a backend runs. The kernels run on a GPU if there is one, and else in the interpreter."""
+    return DEVICE if backend.__name__.endswith(("kernels", "GPU")) else "cpu"
 
 
 @pytest.fixture
@@ -49,8 +58,8 @@ def pytest_generate_tests(metafunc):
 
 
 def drop(backend, input, keep_prob, block, *, seed=0, channel_dim=1, per_channel=True, rescale=None, inplace=False):
-    """The output and the scale for a tensor on the CPU. The kernels run on a GPU if there is one."""
-    device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
+    """The output and the scale for a tensor on the CPU."""
+    device = device_of(backend)
     on_device = input.to(device)
     spec = mask_spec(
         tuple(on_device.shape), on_device.dtype, keep_prob, Options(block, per_channel, rescale, True, channel_dim)
@@ -246,8 +255,19 @@ def test_the_result_is_mask_times_scale_rounded_once(backend, per_channel, resca
     assert (output.dtype, scale.dtype) == (dtype, torch.promote_types(dtype, torch.float32))
 
 
+@pytest.mark.parametrize("flags", [1, 100, 81 * 7, 81 * 12])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_pixels_counted_in_parts_are_all_counted(layout, flags):
+    """The parts are of one mask, of seven of the twelve and of all."""
+    x = LAYOUTS[layout](torch.ones(3, 4, 9, 9))
+    for seed in range(20):
+        with mock.patch.object(sparse, "_FLAGS", flags):
+            output, scale = drop(BY_NAME["sparse"], x, 0.7, (3, 3), seed=seed, rescale="batch")
+        assert scale.item() == pytest.approx(x.numel() / output.count_nonzero().item(), rel=1e-6)
+
+
 def test_a_given_scale_is_used(backend):
-    device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
+    device = device_of(backend)
     x = torch.ones(2, 3, 8, 8, device=device)
     spec = mask_spec((2, 3, 8, 8), x.dtype, 0.7, Options((3, 3), True, "batch", True, 1))
     output = torch.empty_like(x)
@@ -298,7 +318,7 @@ def test_the_kernels_serve_the_gpus_and_dtypes_that_triton_compiles_for(capabili
 @pytest.mark.parametrize("keep_prob", [1e-40, 1e-300])
 def test_the_expected_scale_is_finite_for_every_keep_prob(backend, keep_prob, calibrated):
     """An infinite scale would turn zeros, for example those of ReLU, into NaN."""
-    device = DEVICE if backend.__name__.endswith("kernels") else "cpu"
+    device = device_of(backend)
     x = torch.zeros(2, 3, 9, 9, device=device)
     spec = mask_spec(tuple(x.shape), x.dtype, keep_prob, Options((3, 3), True, "expected", calibrated, 1))
     output = torch.empty_like(x)
