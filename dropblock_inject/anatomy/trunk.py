@@ -7,6 +7,7 @@ from torch import nn
 from ..errors import NoTrunkError
 from ..tracing.trace import Trace, Value, ancestors
 from .blocks import Block, Blocks, enclosing_calls, enclosing_sequences, find_blocks, sequences_of_blocks
+from .conv_norm_act import ConvNormAct
 from .families import EMBEDDINGS, TRUNKS
 from .feature_maps import Geometry
 from .levels import blocks_by_level
@@ -18,8 +19,8 @@ from .upsampling import raised_values
 
 def find_trunk_levels(
     model: nn.Module, trace: Trace, geometry: Geometry | None
-) -> tuple[dict[int, list[Block]], tuple[Block, ...]]:
-    """The blocks of the trunk, level by level from the highest resolution to the lowest; and the blocks off the trunk.
+) -> tuple[dict[int, list[Block]], tuple[Block, ...], list[ConvNormAct]]:
+    """The blocks of the trunk, from the highest resolution to the lowest; the blocks off the trunk; and all units.
 
     A level is log2 of the reduction as it would be without dilation. The first call of a module that is called several
     times is its block.
@@ -55,7 +56,7 @@ def find_trunk_levels(
         )
     blocks = _before_neck(sorted(blocks, key=lambda block: block.order), raised)
     levels = _leading_down(blocks_by_level(blocks, strides_dilated_away(model)))
-    return levels, placed(every, list(levels.values()), raised, trace, geometry)
+    return levels, placed(every, list(levels.values()), raised, trace, geometry), found.units
 
 
 def _is_behind_a_plain_network(blocks: list[Block], found: Blocks, geometry: Geometry) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, overload
 
 from torch import nn
 
+from ..anatomy.leftovers import leftovers
 from ..anatomy.stages import find_trunk
 from ..errors import AlreadyInjectedError, CompiledModelError, DropBlockTypeError, DropBlockValueError, NoMatchError
 from ..ops.functional import BlockSize
@@ -54,6 +56,9 @@ class _Sites(Sequence[Site]):
             "model": type(self.model).__name__,
             "image_size": self._trace.image_size,
             "without_skip": self._trace.without_skip,
+            "additions": self._trace.additions,
+            "without_site": self._trace.without_site,
+            "off_trunk": self._trace.off_trunk,
             "error": None if self._trace.error is None else str(self._trace.error),
             "sites": [
                 {**site.as_dict(), "layer": layer} for site, layer in zip(self._sites, self._layers, strict=True)
@@ -168,8 +173,18 @@ def plan_dropblock(
             "a network without shortcuts has no 'skip'; try where='branch' or 'output'"
         )
     sites = choose_sites(model, sites, include, exclude, strict)
-    without_skip = finder.unreachable if "skip" in kinds else []
-    summary = TraceSummary(trunk.geometry.image_size, tuple(without_skip), trunk.trace.error)
+    blocks = [
+        block for stage, blocks in zip(trunk.stages, trunk.blocks, strict=True) if stage in chosen for block in blocks
+    ]
+    left = leftovers(blocks, trunk.off_trunk, trunk.units, trunk.trace, trunk.geometry)
+    summary = TraceSummary(
+        image_size=trunk.geometry.image_size,
+        without_skip=tuple(finder.unreachable) if "skip" in kinds else (),
+        additions=left.additions if "skip" in kinds else (),
+        without_site=(*left.units, *finder.without_site) if "branch" in kinds else (),
+        off_trunk=dict(Counter(str(block.place) for block in trunk.off_trunk)),
+        error=trunk.trace.error,
+    )
     return InjectionPlan(model, sites, summary, layer or dropblock_for(block_size, layer_options))
 
 
