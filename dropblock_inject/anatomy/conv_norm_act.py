@@ -91,6 +91,9 @@ class ConvNormAct:
             elif is_alone and op.kind in NORMS and norm is None:
                 tail = value = op.outputs[0]
                 norm = op
+            elif is_alone and norm is None and (reshaped := _norm_between_views(value)):
+                tail = value = reshaped[1]
+                norm = reshaped[0]
             elif is_alone and norm is None and (shifted := _frozen_norm(op)):
                 tail = value = shifted
                 norm = op
@@ -133,6 +136,18 @@ def _activation(value: Value, inside: Call) -> Op | None:
             last = op
         pending.update(op.outputs[0].readers)
     return last
+
+
+def _norm_between_views(value: Value) -> tuple[Op, Value] | None:
+    """A normalisation between two views, as instance norm is one, and what comes out; None if there is none."""
+    ops: list[Op] = []
+    inner = value
+    while len(ops) < 3 and len(inner.readers) == 1:
+        ops.append(inner.readers[0])
+        inner = ops[-1].outputs[0]
+    if len(ops) < 3 or ops[0].kind not in RESHAPES or ops[1].kind not in NORMS or ops[2].kind not in RESHAPES:
+        return None
+    return (ops[1], inner) if inner.shape == value.shape else None
 
 
 def _frozen_norm(op: Op) -> Value | None:

@@ -1,4 +1,4 @@
-"""Activations that are written by hand, as several operations."""
+"""Convolution units: activations written by hand, and normalisations between views."""
 
 from __future__ import annotations
 
@@ -79,3 +79,11 @@ def test_one_in_the_code_of_the_block(name: str) -> None:
     )
     assert [site.where for site in plan] == ["branch", "branch", "skip"]
     assert plan[0].host == "1.conv2"  # what reads the activated map
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d, lambda channels: nn.GroupNorm(2, channels)])
+def test_a_site_stands_behind_the_normalisation(norm: Callable[[int], nn.Module]) -> None:
+    """Instance norm reshapes its map to one image with as many channels, and back."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Sequential(nn.Conv2d(8, 8, 3), norm(8), nn.SiLU()))
+    plan = plan_dropblock(net, -1, example_input=torch.empty(2, 3, 32, 32))
+    assert [site.layers for site in plan] == [("0", "1"), ("2.0", "2.1", "2.2")]
