@@ -64,18 +64,22 @@ class Blocks:
         residual: blocks with a shortcut.
         composite: modules of several convolution units without a shortcut.
         single: the other convolution units, each a block.
+        units: all convolution units, whether they are in a block or not.
     """
 
     residual: list[Block]
     composite: list[Block]
     single: list[Block]
+    units: list[ConvNormAct]
 
     def __iter__(self) -> Iterator[Block]:
         return chain(self.residual, self.composite, self.single)
 
     def filter(self, condition: Callable[[Block], bool]) -> Blocks:
         """The blocks that fulfil a condition."""
-        return Blocks(*([b for b in kind if condition(b)] for kind in (self.residual, self.composite, self.single)))
+        kinds = self.residual, self.composite, self.single
+        residual, composite, single = ([block for block in kind if condition(block)] for kind in kinds)
+        return Blocks(residual, composite, single, self.units)
 
 
 def find_blocks(trace: Trace, geometry: Geometry) -> Blocks:
@@ -85,7 +89,8 @@ def find_blocks(trace: Trace, geometry: Geometry) -> Blocks:
     free = _units_outside(residual, units, trace)
     composite = _composite_blocks(trace, geometry, free, residual)
     used = {unit for block in composite for unit in block.units}
-    return Blocks(residual, composite, [_single_block(trace, geometry, unit) for unit in free if unit not in used])
+    single = [_single_block(trace, geometry, unit) for unit in free if unit not in used]
+    return Blocks(residual, composite, single, units)
 
 
 def enclosing_calls(call: Call | None) -> Iterator[Call]:

@@ -7,7 +7,19 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..tracing.operations import GATES, HOMOGENEOUS, MOVES, NONLINEAR, NORMS, RESHAPES, SAME_VALUES, WEIGHTED
+from ..tracing.operations import (
+    CURVED,
+    GATES,
+    HOMOGENEOUS,
+    MOVES,
+    NONLINEAR,
+    NORMS,
+    POINTWISE,
+    PRODUCTS,
+    RESHAPES,
+    SAME_VALUES,
+    WEIGHTED,
+)
 from ..tracing.trace import Call, Op, Trace, Value, original
 from .feature_maps import Geometry
 
@@ -69,19 +81,24 @@ class ConvNormAct:
     def _follow(self, inside: Call) -> _End:
         tail = value = self.convolved
         norm, activation = None, None
-        while len(value.readers) == 1 and inside.contains(value.readers[0]):
+        while value.readers and all(map(inside.contains, value.readers)):
             op = value.readers[0]
-            if op.kind in SAME_VALUES or (op.kind in MOVES and len(op.outputs[0].shape) == len(tail.shape)):
+            is_alone = len(value.readers) == 1
+            if is_alone and (
+                op.kind in SAME_VALUES or (op.kind in MOVES and len(op.outputs[0].shape) == len(tail.shape))
+            ):
                 value = op.outputs[0]
-            elif op.kind in NONLINEAR and len(op.inputs) == 1 and activation is None:
-                tail = value = op.outputs[0]
-                activation = op
-            elif op.kind in NORMS and norm is None:
+            elif is_alone and op.kind in NORMS and norm is None:
                 tail = value = op.outputs[0]
                 norm = op
-            elif norm is None and (shifted := _frozen_norm(op)):
+            elif is_alone and norm is None and (reshaped := _norm_between_views(value)):
+                tail = value = reshaped[1]
+                norm = reshaped[0]
+            elif is_alone and norm is None and (shifted := _frozen_norm(op)):
                 tail = value = shifted
                 norm = op
+            elif activation is None and (activation := _activation(value, inside)):
+                tail = value = activation.outputs[0]
             else:
                 break
             if norm is not None and activation is not None:
@@ -95,6 +112,42 @@ class _End(NamedTuple):
     tail: Value
     norm: Op | None
     activation: Op | None
+
+
+def _activation(value: Value, inside: Call) -> Op | None:
+    """The last operation of the activation that a tensor goes into, within a call; None if it goes into anything else.
+
+    An activation may be written by hand, as ``x * sigmoid(x)`` is: functions of each pixel of that tensor alone, of
+    which one is no straight line, and one tensor comes out.
+    """
+    if len(value.readers) == 1 and value.readers[0].kind in NONLINEAR - POINTWISE and len(value.readers[0].inputs) == 1:
+        return value.readers[0]
+    last, is_curved = None, False
+    known, pending = {value}, set(value.readers)
+    while pending:
+        op = min(pending, key=lambda op: op.index)
+        if op.kind not in POINTWISE or not known.issuperset(op.inputs) or not inside.contains(op):
+            break
+        known.update(op.outputs)
+        pending.remove(op)
+        is_bent = op.kind in CURVED or (op.kind in PRODUCTS and len(op.inputs) > 1)
+        is_curved = is_curved or is_bent
+        if is_curved and not pending and (is_bent or len(op.inputs) > 1):
+            last = op
+        pending.update(op.outputs[0].readers)
+    return last
+
+
+def _norm_between_views(value: Value) -> tuple[Op, Value] | None:
+    """A normalisation between two views, as instance norm is one, and what comes out; None if there is none."""
+    ops: list[Op] = []
+    inner = value
+    while len(ops) < 3 and len(inner.readers) == 1:
+        ops.append(inner.readers[0])
+        inner = ops[-1].outputs[0]
+    if len(ops) < 3 or ops[0].kind not in RESHAPES or ops[1].kind not in NORMS or ops[2].kind not in RESHAPES:
+        return None
+    return (ops[1], inner) if inner.shape == value.shape else None
 
 
 def _frozen_norm(op: Op) -> Value | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ..tracing.operations import NONLINEAR, SLICES, WEIGHTED
+from ..tracing.operations import BENT, NONLINEAR, PRODUCTS, SLICES, WEIGHTED
 from ..tracing.trace import Call, Op, Trace, Value, ancestors, original
 from .conv_norm_act import ConvNormAct
 from .feature_maps import Geometry
@@ -92,16 +92,24 @@ def _within(call: Call, add: Op, skip: Value, branch: Value) -> Residual | None:
     shared = behind_skip & behind_branch
     skip_ops, branch_ops = _producers(behind_skip - shared, call), _producers(behind_branch - shared, call)
     is_shortcut = original(skip, call) in shared or _is_projection(skip_ops)
-    is_branch = any(op.kind in NONLINEAR for op in branch_ops)
+    is_layered = any(op.kind in WEIGHTED for op in branch_ops)
+    is_branch = any(op.kind in NONLINEAR or (is_layered and _is_bent(op)) for op in branch_ops)
     if not (shared and is_shortcut and is_branch) or _is_sum_of_slices(skip_ops, branch_ops, shared):
         return None
     return Residual(_block_around(add, branch_ops), call, add, skip, branch, branch_ops)
 
 
+def _is_bent(op: Op) -> bool:
+    """Whether activations are written by hand with an operation: a product of two tensors, a square, a function."""
+    if op.kind == "pow":  # the mean of squares is part of a normalisation
+        return not any(reader.kind in ("mean", "sum") for reader in op.outputs[0].readers)
+    return op.kind in BENT or (op.kind in PRODUCTS and len(op.inputs) > 1)
+
+
 def _is_projection(skip_ops: list[Op]) -> bool:
     """Whether these are the operations of a projected shortcut: few layers, an activation only before a single one."""
     layers = [op for op in skip_ops if op.kind in WEIGHTED]
-    activations = [op for op in skip_ops if op.kind in NONLINEAR]
+    activations = [op for op in skip_ops if op.kind in NONLINEAR or _is_bent(op)]
     is_preactivated = len(activations) == len(layers) == 1 and activations[0].index < layers[0].index
     return len(layers) <= _MAX_SHORTCUT_LAYERS and (not activations or is_preactivated)
 

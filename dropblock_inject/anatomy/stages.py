@@ -15,6 +15,7 @@ from ..errors import DropBlockTypeError, TraceError
 from ..tracing.example_input import failure_of, shapes_of, trace_model
 from ..tracing.trace import Trace
 from .blocks import Block
+from .conv_norm_act import ConvNormAct
 from .feature_maps import Geometry
 from .stage_numbers import stage_numbers
 from .timm_feature_info import levels_cut_off
@@ -53,11 +54,13 @@ class Trunk:
 
     Attributes:
         off_trunk: the other blocks, in the order of execution; each has its `place`.
+        units: all convolution units, whether they are in a block or not.
     """
 
     stages: list[Stage]
     blocks: list[list[Block]]
     off_trunk: tuple[Block, ...]
+    units: list[ConvNormAct] = field(repr=False)
     trace: Trace = field(repr=False)
     geometry: Geometry
 
@@ -99,7 +102,7 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
     with _without_garbage_collection():
         trace = trace_model(model, example_input)
         geometry = Geometry.of(trace)
-        by_level, off_trunk = find_trunk_levels(model, trace, geometry)
+        by_level, off_trunk, units = find_trunk_levels(model, trace, geometry)
     assert geometry is not None  # where there is a trunk
     _refuse_half_a_trunk(model, trace, [block for blocks in by_level.values() for block in blocks])
     levels = list(by_level)
@@ -114,7 +117,7 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
         )
         for index, level in zip(stage_numbers(levels + cut_off), levels, strict=False)
     ]
-    return Trunk(stages, list(by_level.values()), off_trunk, trace, geometry)
+    return Trunk(stages, list(by_level.values()), off_trunk, units, trace, geometry)
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import NoTrunkError
+from ..tracing.operations import WEIGHTED
 from ..tracing.trace import Trace, Value, ancestors
 from .blocks import Block, Blocks, enclosing_calls, enclosing_sequences, find_blocks, sequences_of_blocks
+from .conv_norm_act import ConvNormAct
 from .families import EMBEDDINGS, TRUNKS
 from .feature_maps import Geometry
 from .levels import blocks_by_level
@@ -18,8 +20,8 @@ from .upsampling import raised_values
 
 def find_trunk_levels(
     model: nn.Module, trace: Trace, geometry: Geometry | None
-) -> tuple[dict[int, list[Block]], tuple[Block, ...]]:
-    """The blocks of the trunk, level by level from the highest resolution to the lowest; and the blocks off the trunk.
+) -> tuple[dict[int, list[Block]], tuple[Block, ...], list[ConvNormAct]]:
+    """The blocks of the trunk, from the highest resolution to the lowest; the blocks off the trunk; and all units.
 
     A level is log2 of the reduction as it would be without dilation. The first call of a module that is called several
     times is its block.
@@ -47,15 +49,9 @@ def find_trunk_levels(
     convolves = any(_convolves(block) and block.output[1] not in raised for block in found.residual)
     if not convolves or _is_behind_a_plain_network(blocks, found, geometry):
         blocks = _without_shortcuts(type(model).__name__, found, trace, raised)
-    if not blocks:
-        raise NoTrunkError(
-            f"no convolutional trunk in {type(model).__name__}: its forward pass has neither residual blocks nor "
-            "convolution units on feature maps, which is what DropBlock drops parts of. For a transformer use drop "
-            "path (stochastic depth)"
-        )
     blocks = _before_neck(sorted(blocks, key=lambda block: block.order), raised)
     levels = _leading_down(blocks_by_level(blocks, strides_dilated_away(model)))
-    return levels, placed(every, list(levels.values()), raised, trace, geometry)
+    return levels, placed(every, list(levels.values()), raised, trace, geometry), found.units
 
 
 def _is_behind_a_plain_network(blocks: list[Block], found: Blocks, geometry: Geometry) -> bool:
@@ -78,20 +74,36 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, raised: set[Valu
     embeddings = tuple(name for names in _children(trace, EMBEDDINGS).values() for name in names)
     if embeddings:
         return [block for block in found.single if _is_in(block, embeddings)]
-    found = found.filter(lambda block: block.output[1] not in raised)  # not in a decoder
+    encoder = found.filter(lambda block: block.output[1] not in raised)
     read = read_by_layers(trace)
-    singles = [block for block in found.single if not block.units[0].cuts_patches and not puts_out_result(block, read)]
-    blocks = found.composite or singles
+    singles = [
+        block for block in encoder.single if not block.units[0].cuts_patches and not puts_out_result(block, read)
+    ]
+    blocks = encoder.composite or singles
     # What neither norm nor activation follows is linear: an embedding of positions, a change of resolution.
     units = [unit for block in blocks for unit in block.units if unit.tail(block.scope) is not unit.convolved]
     adds = count_residuals(trace)
     if adds > len(units):
+        products = sum(op.kind in WEIGHTED and op.kind != "convolution" for op in trace.ops)
+        kind = "a transformer or an MLP" if products >= adds else "none of the kinds of networks that the walker knows"
         raise NoTrunkError(
             f"no convolutional trunk in {model}: it has {adds} residual adds, and none of them adds what "
             "convolutions made of a feature map to that map; its convolutions only cut patches, embed positions or "
-            "change the resolution. That is a transformer or an MLP: use drop path (stochastic depth) for it"
+            f"change the resolution. That is {kind}: use drop path (stochastic depth) for it"
         )
-    return blocks + list(filter(_convolves, found.residual))
+    blocks += filter(_convolves, encoder.residual)
+    if not blocks:
+        raise NoTrunkError(f"no convolutional trunk in {model}: {_reason(found, encoder)}")
+    return blocks
+
+
+def _reason(found: Blocks, encoder: Blocks) -> str:
+    """The reason why there is no trunk, for a network without residual adds."""
+    if not any(found):
+        return "none of its convolutions puts out a feature map, with several channels and more than one pixel"
+    if not any(encoder):
+        return "it only raises the resolution, as a decoder or a generator does; a trunk leads to lower resolutions"
+    return "its convolutions only cut patches or put out the result"
 
 
 def _is_in(block: Block, prefixes: tuple[str, ...]) -> bool:

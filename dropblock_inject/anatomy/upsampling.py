@@ -19,7 +19,7 @@ def raising_ops(trace: Trace, geometry: Geometry) -> set[Op]:
     first = first_convolution(trace)
     if first is None:
         return set()
-    return {op for op in trace.ops[first.index + 1 :] if _raises(op, geometry) and not _is_gate(op.outputs[0])}
+    return {op for op in trace.ops[first.index :] if _raises(op, geometry) and not _is_gate(op.outputs[0])}
 
 
 def raised_values(trace: Trace, geometry: Geometry, residuals: Iterable[Residual]) -> set[Value]:

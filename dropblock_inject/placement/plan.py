@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ParamSpec, overload
@@ -11,6 +12,7 @@ from typing import Any, ParamSpec, overload
 from torch import nn
 
 from ..anatomy.blocks import Block
+from ..anatomy.leftovers import leftovers
 from ..anatomy.stages import find_trunk
 from ..errors import AlreadyInjectedError, CompiledModelError, DropBlockTypeError, DropBlockValueError, NoMatchError
 from ..ops.functional import BlockSize
@@ -58,6 +60,9 @@ class _Sites(Sequence[Site]):
             "model": type(self.model).__name__,
             "image_size": self._trace.image_size,
             "without_skip": self._trace.without_skip,
+            "additions": self._trace.additions,
+            "without_site": self._trace.without_site,
+            "off_trunk": self._trace.off_trunk,
             "error": None if self._trace.error is None else str(self._trace.error),
             "sites": [
                 {**site.as_dict(), "layer": layer} for site, layer in zip(self._sites, self._layers, strict=True)
@@ -179,8 +184,15 @@ def plan_dropblock(
     sites = choose_sites(model, sites, include, exclude, strict, elsewhere=[name for b in others for name in _names(b)])
     targets = targets_of(keep_prob, {site.stage for site in sites}, deepest, depth_scaling)
     sites = [replace(site, keep_prob=targets[site.stage]) for site in sites]
-    without_skip = finder.unreachable if "skip" in kinds else []
-    summary = TraceSummary(trunk.geometry.image_size, tuple(without_skip), trunk.trace.error)
+    left = leftovers([block for _, block in asked], trunk.off_trunk, trunk.units, trunk.trace, trunk.geometry)
+    summary = TraceSummary(
+        image_size=trunk.geometry.image_size,
+        without_skip=tuple(finder.unreachable) if "skip" in kinds else (),
+        additions=left.additions if "skip" in kinds else (),
+        without_site=(*left.units, *finder.without_site) if "branch" in kinds else (),
+        off_trunk={} if stages is None else dict(Counter(str(block.place) for block in trunk.off_trunk)),
+        error=trunk.trace.error,
+    )
     return InjectionPlan(model, sites, summary, layer or dropblock_for(block_size, layer_options))
 
 

@@ -19,11 +19,17 @@ class TraceSummary:
     Attributes:
         image_size: spatial size of the image, in pixels.
         without_skip: blocks with a shortcut that no hook can mask.
+        additions: for each addition of maps that may be a shortcut and has no skip site, its block.
+        without_site: convolutions in these blocks that have no site.
+        off_trunk: how many blocks there are at each place off the trunk.
         error: what ended the pass early, if anything did.
     """
 
     image_size: tuple[int, ...]
     without_skip: tuple[str, ...]
+    additions: tuple[str, ...]
+    without_site: tuple[str, ...]
+    off_trunk: dict[str, int]
     error: Exception | None
 
 
@@ -77,6 +83,8 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary, layers: Seque
     if trace.without_skip:
         without = ", ".join(dict.fromkeys(trace.without_skip))
         lines += ["", f"The shortcut of {without} cannot be masked alone: no skip site there"]
+    if unused := _unused(trace):
+        lines += ["", unused]
     if trace.error is not None:
         problem = shorten(
             f"{type(trace.error).__name__}: {trace.error}".splitlines()[0].rstrip("."), 120, placeholder=" …"
@@ -87,6 +95,24 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary, layers: Seque
             f"point are not listed: {problem}",
         ]
     return "\n".join(lines)
+
+
+def _unused(trace: TraceSummary) -> str:
+    """A line on what the walker saw and did not use; a stem and transitions alone are not worth one."""
+    parts = []
+    if trace.additions:
+        parts.append(f"additions without a skip site: {len(trace.additions)} (in {_some(trace.additions)})")
+    if trace.without_site:
+        parts.append(f"convolutions without a site: {len(trace.without_site)} ({_some(trace.without_site)})")
+    if trace.off_trunk.keys() - {"stem", "transition"}:
+        places = ", ".join(f"{place} {count}" for place, count in trace.off_trunk.items())
+        parts.append(f"blocks off the trunk: {places} (stages=None reaches them)")
+    return f"Not used: {'; '.join(parts)}" if parts else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    different = list(dict.fromkeys(names))
+    return ", ".join(different[:3]) + (", …" if len(different) > 3 else "")
 
 
 def _behind(site: Site) -> str:

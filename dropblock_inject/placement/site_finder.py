@@ -30,10 +30,12 @@ class SiteFinder:
 
     Attributes:
         unreachable: names of the blocks with a shortcut that no hook can mask.
+        without_site: names of the convolutions behind which no hook stands.
     """
 
     def __init__(self, trace: Trace, geometry: Geometry) -> None:
         self.unreachable: list[str] = []
+        self.without_site: list[str] = []
         self._finder = HookFinder(trace, geometry)
         self._geometry = geometry
         self._iterated = trace.iterated
@@ -71,6 +73,8 @@ class SiteFinder:
             point = (self._branch_end(residual) if residual else None) or self._behind_unit(block, unit)
             if point:
                 yield "branch", point, unit.layers(scope)
+            elif not unit.is_gate(scope):
+                self.without_site.append(unit.op.call.name)
         tails = {
             _unmoved(unit.tail(residual.call), residual.call) for unit in block.units for residual in block.residuals
         }

@@ -19,6 +19,16 @@ NONLINEAR = GATES.union(_ACTIVATIONS, _ATTENTION)
 HOMOGENEOUS = frozenset(("_prelu_kernel", "leaky_relu", "prelu", "relu"))
 # Operations of which the backward pass needs the output.
 SAVES_OUTPUT = frozenset(("_safe_softmax", "_softmax", "exp", "relu", "rsqrt", "sigmoid", "softmax", "sqrt", "tanh"))
+# Functions of each pixel; activations that are written by hand consist of them.
+CURVED = (NONLINEAR - {"_softmax", "softmax", *_ATTENTION}).union(
+    ("abs", "atan", "cos", "erf", "exp", "expm1", "log", "log1p", "masked_fill", "maximum", "minimum", "pow"),
+    ("reciprocal", "rsqrt", "sign", "sin", "sqrt", "where"),
+)
+# Of these the ones that no normalisation consists of.
+BENT = CURVED - {"abs", "pow", "reciprocal", "rsqrt", "sqrt"}
+PRODUCTS = frozenset(("div", "mul"))
+POINTWISE = CURVED.union(PRODUCTS, ("_to_copy", "add", "alias", "clone", "contiguous", "detach", "ge", "gt", "le"))
+POINTWISE |= {"lt", "neg", "rsub", "sub"}
 WEIGHTED = frozenset(("addmm", "baddbmm", "bmm", "convolution", "mm"))
 NORMS = frozenset(
     (

@@ -162,3 +162,17 @@ def test_the_classifier_of_a_fully_convolutional_network_is_no_trunk(end: list[n
     assert names(net, IMAGE) == [(2, ["0.0"]), (4, ["1.0"])]
     longer = nn.Sequential(conv(3, 16, 2), nn.Conv2d(16, 32, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert names(nn.Sequential(longer, nn.Linear(32, 10)), IMAGE) == [(2, ["0.0.0"]), (4, ["0.1"])]
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (nn.Sequential(nn.ConvTranspose2d(3, 8, 2, 2), conv(8, 8)), "it only raises the resolution, as a decoder"),
+        (nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU()), "none of its convolutions puts out a feature map"),
+        (nn.Sequential(nn.Conv2d(3, 8, 3)), "its convolutions only cut patches or put out the result"),
+    ],
+)
+def test_a_network_without_a_trunk_is_refused_with_the_true_reason(net: nn.Module, reason: str) -> None:
+    with pytest.raises(DropBlockInjectError, match=reason) as refusal:
+        find_stages(net, IMAGE)
+    assert "transformer" not in str(refusal.value)
