@@ -1,4 +1,4 @@
-"""Labelled images: scikit-learn's digits, a folder of your own, or a dataset of torchvision."""
+"""Labelled images: scikit-learn's digits, letters in many fonts, a folder of your own, or a dataset of torchvision."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 from torchvision.transforms import InterpolationMode
+
+from lib.fonts import LETTERS, load_letters
 
 
 class Data(NamedTuple):
@@ -51,7 +53,7 @@ SOURCES = {
     "stl10": Source(datasets.STL10, {"split": "train"}, {"split": "test"}, 10),
     "svhn": Source(datasets.SVHN, {"split": "train"}, {"split": "test"}, 10, mirror=False),
 }
-DATASETS = ["digits", *SOURCES]
+DATASETS = ["digits", "letters", *SOURCES]
 
 
 def load_data(dataset: str, data_dir: str | None, root: str, download: bool) -> Data:
@@ -60,6 +62,8 @@ def load_data(dataset: str, data_dir: str | None, root: str, download: bool) -> 
         return load_folder(Path(data_dir))
     if dataset == "digits":
         return load_digits()
+    if dataset == "letters":
+        return Data("letters", *load_letters(), len(LETTERS), mirror=False)
     source = SOURCES[dataset]
     parts = (source.train, source.val)
     train, val = open_parts(dataset, root, download, lambda i: source.dataset(root, **parts[i], download=download))
