@@ -72,20 +72,32 @@ class LongResults:
         for training, rows in found.items():
             self.runs[training] = {row: rows[row] for row in sorted(rows, key=lambda row: (places[row[0]], row[1]))}
 
-    def reference(self, training: Training) -> Row | None:
-        """The row without DropBlock whose mean accuracy is the highest: its best number of epochs."""
-        rows = {row: scores["accuracy"] for row, scores in self.runs[training].items() if row.setting == NONE}
-        return max(rows, key=lambda row: mean(rows[row].values()), default=None)
+    def best(self, training: Training) -> dict[str, Row]:
+        """Of each setting the row with the highest mean accuracy: its best number of epochs."""
+        best: dict[str, Row] = {}
+        rows = self.runs[training]
+        for row, scores in rows.items():
+            if row.setting not in best or _mean(scores) > _mean(rows[best[row.setting]]):
+                best[row.setting] = row
+        return best
+
+    def summary(self, training: Training) -> str:
+        """A table of the differences between settings, each at its best number of epochs."""
+        best, rows = self.best(training), self.runs[training]
+        return _differences({row: rows[row] for row in best.values()}, best[NONE]) if NONE in best else ""
 
     def as_markdown(self) -> str:
-        """Two tables for each training: means with standard deviations, and paired differences from the reference."""
+        """Three tables for each training: the summary, means with standard deviations, paired differences."""
         parts = []
         for training, rows in self.runs.items():
-            parts += [f"### {training}", "Mean and standard deviation over the seeds.", _means(rows)]
-            reference = self.reference(training)
-            if reference:
-                words = f"Reference: {reference.setting}, {reference.epochs} epochs, with one pass."
-                parts += [words, _differences(rows, reference)]
+            best = self.best(training)
+            parts.append(f"## {training}")
+            if NONE in best:
+                words = f"{NONE!r} with {best[NONE].epochs} epochs and one pass, with the same seed"
+                parts += [f"Each setting with its best number of epochs, less {words}.", self.summary(training)]
+            parts += ["All: mean and standard deviation over the seeds.", _means(rows)]
+            if NONE in best:
+                parts += [f"All, less {words}.", _differences(rows, best[NONE])]
         return "\n\n".join(parts)
 
     def plot(self) -> Figure:
@@ -109,6 +121,10 @@ class LongResults:
 
 
 _PANELS = {"accuracy": "test accuracy, %", "nll": "negative log-likelihood", "ece": "calibration error, %"}
+
+
+def _mean(scores: Mapping[str, Runs]) -> float:
+    return mean(scores["accuracy"].values())
 
 
 def _means(rows: Mapping[Row, Mapping[str, Runs]]) -> str:

@@ -19,7 +19,7 @@ SCRIPTS = sorted(str(file.relative_to(EXAMPLES)) for part in ("*.py", "pages/*.p
 TRAINERS = {"with_lightning.py": "lightning", "with_transformers.py": "transformers"}
 # Every other option of an example. Where one means the same as another, it must have the same name.
 OF_ONE_SCRIPT = {
-    "finetune.py": {"--amp", "--compile", "--recalibrate"},
+    "finetune.py": {"--amp", "--compile", "--recalibrate", "--passes"},
     "distributed.py": {"--strategy", "--sync-bn", "--save-every"},
     "segmentation.py": {"--uncertainty"},
     "regularizers.py": {"--networks", "--parts", "--settings", "--seeds", "--jobs", "--report"},

@@ -110,6 +110,17 @@ def test_recalibration_pauses_dropblock(tmp_path: Path, monkeypatch: pytest.Monk
     assert seen == [{1.0}]
 
 
+def test_monte_carlo_passes_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They drop: with hardly anything kept the network guesses, where one pass in eval mode is as before."""
+    arguments = "--model test_efficientnet --image-size 64 --max-samples 320 --lr 3e-3 --epochs 4 --keep-prob 0.02"
+    finetune.main([*arguments.split(), "--stages", "4", "--passes", "3", "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    (passes,) = re.findall(r"^passes   accuracy ([\d.]+)%, the mean of 3 that drop", printed, flags=re.MULTILINE)
+    found = accuracies(printed)
+    assert found["after"] == found["removed"] == found["plain"]
+    assert passes + "%" != found["after"]
+
+
 def test_resume_refuses_other_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finetune.main([*SMALL, "--output", str(tmp_path)])
     last = tmp_path / "last.pt"

@@ -270,10 +270,15 @@ def test_a_report_of_long_fine_tunings(tmp_path: Path) -> None:
             write(row_of(key, Outcome(once, passes, once, 1)), tmp_path / "long.csv")
     results = LongResults(tmp_path / "long.csv", [setting.name for setting in LONG])
     (training,) = results.runs
-    assert results.reference(training) == ("none", 40)
+    assert results.best(training)["none"] == ("none", 40)
     lines = results.as_markdown().splitlines()
+    assert "All, less 'none' with 40 epochs and one pass, with the same seed." in lines
     assert any(line.startswith("| none | 12 | 2 | 72.00 ± 2.83 | 0.90 ± 0.14 | 10.00 ± 0.00 |") for line in lines)
-    (difference,) = [line for line in lines if line.startswith("| DropBlock, last stage | 40 | 2 | **+0.75 ± 0.25**")]
+    difference, same = [
+        line for line in lines if line.startswith("| DropBlock, last stage | 40 | 2 | **+0.75 ± 0.25**")
+    ]
+    assert difference == same  # in the summary and in the whole table
+    assert sum(line.startswith("| none | 12 |") for line in lines) == 2  # not in the summary
     assert "| **+1.75 ± 0.25** | **-0.50 ± 0.10** | **-5.00 ± 0.00** |" in difference
     panels = results.plot().get_axes()
     assert [len(panel.lines) for panel in panels] == [3, 3, 3]
