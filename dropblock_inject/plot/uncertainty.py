@@ -32,7 +32,7 @@ def plot_uncertainty(
     """An image, its predicted classes, the wrong pixels, and two maps of uncertainty: entropy, mutual information.
 
     The entropy is all of the uncertainty. The mutual information is the part that comes from the network, on which its
-    passes disagree. With a `target` the titles say the mean over the wrong and over the right pixels.
+    passes disagree. With a `target` the means over the wrong and over the right pixels stand below.
 
     Args:
         image: an argument of matplotlib's ``imshow``: a PIL image, an array (H, W, 3).
@@ -78,13 +78,12 @@ def plot_uncertainty(
         errors[wrong], errors[~counted] = torch.tensor(_WRONG), torch.tensor(_IGNORED)
         _show(axes[3], errors, f"errors: {float(wrong.sum() / counted.sum().clamp_min(1)):.1%}")
     for axis, name, values in zip(axes[-2:], ("entropy", "mutual information"), (entropy, information), strict=True):
-        text = f"{name}, nats"
         if wrong is not None and counted is not None:
-            text += f"\nwrong {_mean(values, wrong)}, right {_mean(values, counted & ~wrong)}"
+            axis.set_xlabel(f"mean: wrong {_mean(values, wrong)}, right {_mean(values, counted & ~wrong)}")
         drawn = axis.imshow(values.float().numpy(), cmap="magma", vmin=0, interpolation="nearest")
         axis.set_xticks([])
         axis.set_yticks([])
-        axis.set_title(text, fontsize=10)
+        axis.set_title(f"{name}, nats", fontsize=10)
         figure.colorbar(drawn, ax=axis, fraction=0.046)
     if title:
         figure.suptitle(title)

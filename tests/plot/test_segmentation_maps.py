@@ -22,6 +22,10 @@ def shown(figure):
     return [(axis.get_title(), axis.images[0].get_array()) for axis in figure.get_axes() if axis.images]
 
 
+def means(figure):
+    return [axis.get_xlabel() for axis in figure.get_axes() if axis.get_xlabel()]
+
+
 def test_maps_of_an_image_with_its_errors():
     target = MEAN[1].argmax(0)
     target[0, :2] = (target[0, :2] + 1) % 4  # two wrong pixels
@@ -38,24 +42,24 @@ def test_maps_of_an_image_with_its_errors():
     assert len(np.unique(wrong.reshape(-1, 3), axis=0)) == 3
     right = torch.ones(6, 8, dtype=torch.bool)
     right[0, :2], right[5] = False, False
-    for (title, values), name, expected in zip(
-        maps, ("entropy", "mutual information"), (ENTROPY[1], ENTROPY[1] / 3), strict=True
-    ):
-        assert np.allclose(values, expected.numpy())
-        means = f"wrong {expected[0, :2].mean():.2f}, right {expected[right].mean():.2f}"
-        assert title == f"{name}, nats\n{means}"
+    expected = (ENTROPY[1], ENTROPY[1] / 3)
+    assert [title for title, _ in maps] == ["entropy, nats", "mutual information, nats"]
+    assert all(np.allclose(values, map.numpy()) for (_, values), map in zip(maps, expected, strict=True))
+    assert means(figure) == [f"mean: wrong {map[0, :2].mean():.2f}, right {map[right].mean():.2f}" for map in expected]
     assert figure.get_suptitle() == "scene"
 
 
 def test_without_a_target_there_are_no_errors():
-    titles = [title for title, _ in shown(plot_uncertainty(IMAGE, PREDICTION))]
+    figure = plot_uncertainty(IMAGE, PREDICTION)
+    assert not means(figure)
+    titles = [title for title, _ in shown(figure)]
     assert titles == ["image", "prediction", "entropy, nats", "mutual information, nats"]
 
 
 def test_without_errors_there_is_no_mean_over_them():
-    titles = [title for title, _ in shown(plot_uncertainty(IMAGE, PREDICTION, MEAN[0].argmax(0)))]
-    assert "errors: 0.0%" in titles
-    assert f"wrong –, right {ENTROPY[0].mean():.2f}" in titles[-2]
+    figure = plot_uncertainty(IMAGE, PREDICTION, MEAN[0].argmax(0))
+    assert "errors: 0.0%" in [title for title, _ in shown(figure)]
+    assert means(figure)[0] == f"mean: wrong –, right {ENTROPY[0].mean():.2f}"
 
 
 @pytest.mark.parametrize(
