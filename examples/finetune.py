@@ -32,13 +32,14 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dropblock_inject import KeepProbSchedule, inject_dropblock, remove_dropblock
+from dropblock_inject import KeepProbSchedule, dropblock_disabled, inject_dropblock, mc_predict, remove_dropblock
 from dropblock_inject.command.models import find_model
 from lib.checkpoint import read_file
-from lib.command_line import add_options, errors_in_a_sentence, make_parser, parse_arguments
+from lib.command_line import add_options, errors_in_a_sentence, make_parser, parse_arguments, whole_number
 from lib.data import load_data, make_datasets
 from lib.models import build_model, initial_model
 from lib.training import Training, finite
@@ -57,6 +58,14 @@ def make_arguments() -> argparse.ArgumentParser:
     add_options(group, "seed", "device", "workers", epochs=3, batch_size=42, lr=1e-3)
     group.add_argument("--amp", action="store_true", help="mixed precision")
     group.add_argument("--compile", action="store_true", help="torch.compile")
+    group.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="estimate the statistics of BatchNorm anew at the end, from whole maps",
+    )
+    group.add_argument(
+        "--passes", type=whole_number(1), metavar="N", help="measure the mean of N Monte Carlo passes at the end, too"
+    )
     group = parser.add_argument_group("files")
     add_options(group, "resume", output="runs/finetune")
     return parser
@@ -150,9 +159,17 @@ def main(argv: list[str] | None = None) -> None:
                 flush=True,
             )
 
+    if args.recalibrate:  # the statistics that BatchNorm kept are of dropped maps
+        print(f"\ndropped  accuracy {accuracy_of(model):.1%}, with BatchNorm's statistics of dropped maps")
+        with dropblock_disabled(model), torch.no_grad(), autocast:
+            update_bn(train_loader, model, device)
+
     # The weights have the keys of the plain model although DropBlock is still inside.
     file = training.save_weights()
     print(f"\nafter    accuracy {accuracy_of(model):.1%}")
+    if args.passes:  # while DropBlock is still inside, with the keep_prob that the training had reached
+        accuracy = accuracy_of(model, passes=args.passes)
+        print(f"passes   accuracy {accuracy:.1%}, the mean of {args.passes} that drop (mc_predict)")
     removed = remove_dropblock(model)
     print(f"removed  accuracy {accuracy_of(model):.1%}, without the {removed} DropBlocks")
     plain = build_model(args.model, data.classes).to(device).to(memory_format=torch.channels_last)
@@ -161,14 +178,17 @@ def main(argv: list[str] | None = None) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader, device: torch.device, autocast: torch.autocast) -> float:
-    """The share of images that are classified correctly."""
+def evaluate(
+    model: nn.Module, loader: DataLoader, device: torch.device, autocast: torch.autocast, passes: int = 0
+) -> float:
+    """The share of images that are classified correctly, in one pass or by the mean of Monte Carlo passes."""
     model.eval()
     correct = total = 0
     for images, labels in loader:
         with autocast:
-            predictions = model(images.to(device, memory_format=torch.channels_last)).argmax(1)
-        correct += int((predictions == labels.to(device)).sum())
+            images = images.to(device, memory_format=torch.channels_last)
+            outputs = mc_predict(model, images, samples=passes).mean if passes else model(images)
+        correct += int((outputs.argmax(1) == labels.to(device)).sum())
         total += len(labels)
     return correct / total
 

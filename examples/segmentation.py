@@ -23,7 +23,8 @@ from torchvision.models import segmentation
 from torchvision.transforms.functional import InterpolationMode as Interpolation
 from torchvision.transforms.functional import pil_to_tensor, resize
 
-from dropblock_inject import KeepProbSchedule, inject_dropblock
+from dropblock_inject import KeepProbSchedule, inject_dropblock, mc_predict
+from dropblock_inject.plot import plot_uncertainty
 from lib.command_line import add_options, errors_in_a_sentence, make_parser, parse_arguments
 from lib.data import at_most, open_parts
 from lib.models import lite0_features
@@ -86,6 +87,9 @@ def main(argv: list[str] | None = None) -> None:
     add_options(parser, "stages", "keep_prob", "block_size")
     add_options(parser, "seed", "device", "workers", epochs=5, batch_size=8, lr=2e-3)
     add_options(parser, "resume", output="runs/segmentation")
+    parser.add_argument(
+        "--uncertainty", metavar="FILE", help="draw the errors and the uncertainty of a validation image at the end"
+    )
     args, resumed = parse_arguments(parser, argv)
     torch.manual_seed(args.seed)
 
@@ -145,6 +149,12 @@ def main(argv: list[str] | None = None) -> None:
                 flush=True,
             )
     print(f"the weights are in {training.save_weights()}")
+    if args.uncertainty:
+        image, target = parts[1][0]
+        prediction = mc_predict(model, image[None].to(args.device), samples=30, output="out")
+        figure = plot_uncertainty(image.permute(1, 2, 0), prediction, target["mask"], ignore_index=None)
+        figure.savefig(args.uncertainty)
+        print(f"the uncertainty of a validation image is in {args.uncertainty}")
 
 
 def as_batch(samples: list[Any]) -> tuple[Tensor, Tensor]:

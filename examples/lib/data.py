@@ -1,4 +1,4 @@
-"""Labelled images: scikit-learn's digits, a folder of your own, or a dataset of torchvision."""
+"""Labelled images: scikit-learn's digits, letters in many fonts, a folder of your own, or a dataset of torchvision."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 from torchvision.transforms import InterpolationMode
+
+from dropblock_inject.command.pictures import upright_in_8_bits
+from lib.fonts import LETTERS, load_letters
 
 
 class Data(NamedTuple):
@@ -51,7 +53,7 @@ SOURCES = {
     "stl10": Source(datasets.STL10, {"split": "train"}, {"split": "test"}, 10),
     "svhn": Source(datasets.SVHN, {"split": "train"}, {"split": "test"}, 10, mirror=False),
 }
-DATASETS = ["digits", *SOURCES]
+DATASETS = ["digits", "letters", *SOURCES]
 
 
 def load_data(dataset: str, data_dir: str | None, root: str, download: bool) -> Data:
@@ -60,6 +62,8 @@ def load_data(dataset: str, data_dir: str | None, root: str, download: bool) -> 
         return load_folder(Path(data_dir))
     if dataset == "digits":
         return load_digits()
+    if dataset == "letters":
+        return Data("letters", *load_letters(), len(LETTERS), mirror=False)
     source = SOURCES[dataset]
     parts = (source.train, source.val)
     train, val = open_parts(dataset, root, download, lambda i: source.dataset(root, **parts[i], download=download))
@@ -110,39 +114,9 @@ def load_folder(path: Path) -> Data:
 def open_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return as_rgb(image)
+            return upright_in_8_bits(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(f"{path} is not a readable image ({error}); remove it or replace it") from None
-
-
-def as_rgb(image: Any) -> Image.Image:
-    """The image upright, as its EXIF data say, with 8 bits per channel.
-
-    Raises:
-        ValueError: the image is grey with values whose white is not known.
-    """
-    upright = ImageOps.exif_transpose(image)
-    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
-        return upright.convert("RGB")
-    values = np.asarray(upright)  # convert() would cut them off at 255
-    if image.mode == "I" and image.format == "TIFF" and image.tag_v2.get(SAMPLE_FORMAT, (1,)) == (1,):
-        values = values.view(np.uint32)
-    grey = np.round(values * (255 / white_of(values, image)))
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-
-
-SAMPLE_FORMAT = 339  # the TIFF tag; 1 is unsigned
-
-
-def white_of(values: np.ndarray, image: Image.Image) -> float:
-    """The value of white: the largest that the file can hold, or if it does not say, the least that fits its values."""
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
-        return 65535
-    low, high = float(values.min()), float(values.max())
-    candidates = [255, 65535, np.iinfo(values.dtype).max] if image.mode == "I" else [1, 255, 65535]
-    if not 0 <= low <= high <= candidates[-1] or (image.mode == "F" and 1 < high < 16):
-        raise ValueError(f"grey values from {low:g} to {high:g}, where white may be {', '.join(map(str, candidates))}")
-    return next(white for white in candidates if high <= white)
 
 
 class Images(Dataset[tuple[Tensor, int]]):

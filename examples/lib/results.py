@@ -1,4 +1,4 @@
-"""The results of regularizers.py: a CSV file with a line per run, tables with mean and spread, a picture."""
+"""The results of regularizers.py: a CSV file with a line per run; tables and a picture of the short trainings."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
+
+from lib.estimates import Runs, cell, paired, spread, standard_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FIELDS = ("dataset", "network", "images", "epochs", "part", "setting", "seed", "accuracy")
-Runs = dict[str, float]  # the accuracy in percent by seed
+    from lib.trials import Outcome
+
+KEY = ("dataset", "network", "images", "epochs", "part", "setting", "seed")  # of a run
+_SCORES = ("accuracy", "nll", "ece")
+# Scores with the prefix mc_ are those of ten Monte Carlo passes, with bn_ those with BatchNorm's statistics anew.
+FIELDS = (*KEY, *_SCORES, *(prefix + name for prefix in ("mc_", "bn_") for name in _SCORES), "seconds")
 # The setting of the table from which each setting of the sweeps differs in one thing.
 REFERENCE = "DropBlock, scheduled"
 # Pairs of rows that may differ by the random numbers only.
@@ -52,6 +58,17 @@ def write(row: Sequence[object], path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def row_of(key: Sequence[str], outcome: Outcome) -> list[str]:
+    """The line of a run."""
+    three = (outcome.once, outcome.monte_carlo or ("",) * 3, outcome.recalibrated)
+    cells = [
+        cell if cell == "" else f"{cell:.{digits}f}"
+        for part in three
+        for cell, digits in zip(part, (2, 4, 2), strict=True)
+    ]
+    return [*key, *cells, f"{outcome.seconds:.0f}"]
+
+
 class Results:
     """The accuracies in a file, by part of the study, column, setting and seed.
 
@@ -62,13 +79,13 @@ class Results:
 
     def __init__(self, path: Path, order: Mapping[str, Sequence[str]]) -> None:
         self.order = order
-        self.parts: dict[str, dict[Column, dict[str, Runs]]] = {}
+        self.parts: dict[str, dict[Column, dict[str, dict[str, float]]]] = {}
         for row in read(path):
+            if row["part"] not in order:
+                continue
             column = Column(*(row[name] for name in Column._fields))
             settings = self.parts.setdefault(row["part"], {}).setdefault(column, {})
             settings.setdefault(row["setting"], {})[row["seed"]] = float(row["accuracy"])
-        if not self.parts:
-            raise SystemExit(f"error: there are no results in {path} yet")
         for column, settings in self.parts.get("sweeps", {}).items():
             reference = self.parts.get("table", {}).get(column, {}).get(REFERENCE)
             if reference:
@@ -89,7 +106,7 @@ class Results:
         for name in self._names(part):
             cells = [_cell(settings.get(name, {}), seeds[column]) for column, settings in columns.items()]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-        differences = [line for pair in SAME if (line := _difference(columns, *pair))]
+        differences = [line for pair in SAME if (line := _agreement(columns, *pair))]
         return "\n".join([*lines, *(["", *differences] if differences else [])])
 
     def differences_as_markdown(self, reference: str) -> str:
@@ -97,7 +114,7 @@ class Results:
 
         A cell has the mean and its standard error, in bold if the mean is more than two standard errors.
         """
-        columns: dict[Column, dict[str, Runs]] = {}
+        columns: dict[Column, dict[str, dict[str, float]]] = {}
         for part in self.parts.values():
             for column, settings in part.items():
                 columns.setdefault(column, {}).update(settings)
@@ -107,7 +124,7 @@ class Results:
             "|---" * (len(columns) + 1) + "|",
         ]
         for name in (name for names in self.order.values() for name in names if name != reference):
-            cells = [_paired(settings.get(name, {}), settings[reference]) for settings in columns.values()]
+            cells = [cell(paired(settings.get(name, {}), settings[reference])) for settings in columns.values()]
             if any(cells):
                 lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)
@@ -124,7 +141,7 @@ class Results:
                 axis.remove()
             names = self._names(part)
             for axis, (column, settings) in zip(row, columns.items(), strict=False):
-                _draw(axis, column, [(name, [*settings.get(name, {}).values()]) for name in names], part)
+                _draw(axis, column, [(name, settings.get(name, {})) for name in names], part)
                 axis.set_yticks(range(len(names)), names if axis is row[0] else [""] * len(names))
         return figure
 
@@ -136,41 +153,29 @@ class Results:
 def _cell(runs: Runs, seeds: int) -> str:
     if not runs:
         return ""
-    spread = f" ± {stdev(runs.values()):.2f}" if len(runs) > 1 else ""
-    return f"{mean(runs.values()):.2f}{spread}" + (f" ({len(runs)} seeds)" if len(runs) != seeds else "")
+    return spread(runs) + (f" ({len(runs)} seeds)" if len(runs) != seeds else "")
 
 
-def _paired(runs: Runs, reference: Runs) -> str:
-    differences = [runs[seed] - reference[seed] for seed in runs if seed in reference]
-    if len(differences) < 2:
-        return ""
-    value, error = mean(differences), stdev(differences) / len(differences) ** 0.5
-    text = f"{value:+.2f} ± {error:.2f}"
-    return f"**{text}**" if abs(value) > 2 * error else text
-
-
-def _difference(columns: dict[Column, dict[str, Runs]], ours: str, theirs: str) -> str:
-    """The difference of two rows, with its standard error; the runs are not paired."""
+def _agreement(columns: Mapping[Column, Mapping[str, Runs]], ours: str, theirs: str) -> str:
+    """The paired differences of two rows, in a sentence."""
     parts = []
     for column, settings in columns.items():
-        left, right = ([*settings.get(name, {}).values()] for name in (ours, theirs))
-        if len(left) > 1 and len(right) > 1:
-            error = (stdev(left) ** 2 / len(left) + stdev(right) ** 2 / len(right)) ** 0.5
-            parts.append(f"{column.network} {mean(left) - mean(right):+.2f} ± {error:.2f}")
+        difference = paired(settings.get(ours, {}), settings.get(theirs, {}))
+        if difference:
+            parts.append(f"{column.network} {difference}")
     return f"{ours} less {theirs}, with the standard error: {'; '.join(parts)}." if parts else ""
 
 
-def _draw(axis: Axes, column: Column, rows: list[tuple[str, list[float]]], part: str) -> None:
-    for place, (name, values) in enumerate(rows):
-        if values:
-            error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
+def _draw(axis: Axes, column: Column, rows: list[tuple[str, Runs]], part: str) -> None:
+    for place, (name, runs) in enumerate(rows):
+        if runs:
             color = "#d1495b" if "DropBlock" in name or part == "sweeps" else "#30638e"
-            axis.errorbar(mean(values), place, xerr=error, fmt="o", color=color, capsize=3)
+            axis.errorbar(mean(runs.values()), place, xerr=standard_error(runs), fmt="o", color=color, capsize=3)
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    compared = next((values for name, values in rows if values and (name == "baseline" or "as above" in name)), None)
+    compared = next((runs for name, runs in rows if runs and (name == "baseline" or "as above" in name)), None)
     if compared:
-        axis.axvline(mean(compared), color="#888888", linewidth=0.8, linestyle="--")
-    seeds = max(len(values) for _, values in rows)
+        axis.axvline(mean(compared.values()), color="#888888", linewidth=0.8, linestyle="--")
+    seeds = max(len(runs) for _, runs in rows)
     axis.set_title(f"{column.network}, {column.images} images of {column.dataset}, {seeds} seeds", fontsize=10)
     axis.set_xlabel("test accuracy, % (mean and standard error)")
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)

@@ -19,10 +19,11 @@ RAMP = np.linspace(0, 1, 64 * 48).reshape(48, 64)
         ("8.png", (RAMP * 200).astype(np.uint8), np.floor(RAMP * 200)),
         ("16.png", (RAMP * 40_000).astype(np.uint16), RAMP * 40_000 / 65_535 * 255),
         ("16.tif", (RAMP * 40_000).astype(np.uint16), RAMP * 40_000 / 65_535 * 255),
-        ("32.tif", (RAMP * 90_000 - 50_000).astype(np.int32), RAMP * 255),
+        ("32.tif", (RAMP * 40_000).astype(np.int32), RAMP * 40_000 / 65_535 * 255),
+        ("32_of_8.tif", (RAMP * 200).astype(np.int32), np.floor(RAMP * 200)),
+        ("large.tif", (RAMP * 1e9).astype(np.int32), RAMP * 1e9 / (2**31 - 1) * 255),
         ("unit.tif", RAMP.astype(np.float32), RAMP * 255),
-        ("float.tif", (RAMP * 300 - 100).astype(np.float32), RAMP * 255),
-        ("flat.tif", np.full((48, 64), 7.5, np.float32), np.zeros((48, 64))),
+        ("float.tif", (RAMP * 200).astype(np.float32), RAMP * 200),
     ],
 )
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -60,6 +61,8 @@ def test_files_that_lie(tmp_path):
     Image.new("L", (64, 48)).save(tmp_path / "short.png")
     (tmp_path / "short.png").write_bytes((tmp_path / "short.png").read_bytes()[:60])
     Image.fromarray(np.full((8, 8), np.inf, np.float32)).save(tmp_path / "infinite.tif")
-    for name in ("short.png", "infinite.tif"):
+    Image.fromarray((RAMP * 300 - 100).astype(np.float32)).save(tmp_path / "negative.tif")
+    Image.fromarray(np.full((8, 8), 7.5, np.float32)).save(tmp_path / "dark.tif")  # white may be 1, 10, 255
+    for name in ("short.png", "infinite.tif", "negative.tif", "dark.tif"):
         with pytest.raises(DropBlockInjectError, match=f"{name} is no picture that can be read: "):
             open_picture(tmp_path / name, "RGB")

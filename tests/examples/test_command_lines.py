@@ -19,13 +19,16 @@ SCRIPTS = sorted(str(file.relative_to(EXAMPLES)) for part in ("*.py", "pages/*.p
 TRAINERS = {"with_lightning.py": "lightning", "with_transformers.py": "transformers"}
 # Every other option of an example. Where one means the same as another, it must have the same name.
 OF_ONE_SCRIPT = {
-    "finetune.py": {"--amp", "--compile"},
+    "finetune.py": {"--amp", "--compile", "--recalibrate", "--passes"},
     "distributed.py": {"--strategy", "--sync-bn", "--save-every"},
-    "regularizers.py": {"--networks", "--parts", "--seeds", "--jobs", "--report"},
+    "segmentation.py": {"--uncertainty"},
+    "regularizers.py": {"--networks", "--parts", "--settings", "--seeds", "--jobs", "--report"},
+    "uncertainty.py": {"--networks", "--parts", "--settings", "--seeds", "--jobs", "--report"},
     "pages/kept_share.py": {"--pixels"},
     "pages/peers.py": {"--markdown"},
 }
 LONG = {"finetune.py", "cifar100.py", "detection.py", "segmentation.py", "with_lightning.py", "with_transformers.py"}
+STUDIES = {"regularizers.py", "uncertainty.py"}
 IN_EVERY_LONG_ONE = {
     *("--model", "--pretrained", "--dataset", "--root", "--download", "--max-samples", "--image-size"),
     *("--stages", "--keep-prob", "--block-size", "--epochs", "--batch-size", "--lr", "--seed", "--resume", "--output"),
@@ -70,7 +73,7 @@ def test_options_and_commands(script: str, parser_of: Callable) -> None:
     assert not script.startswith("pages") or not options & shared
     if script in LONG:
         assert options >= IN_EVERY_LONG_ONE - ({"--model", "--pretrained"} if script == "cifar100.py" else set())
-    if "with_" not in script and "regularizers" not in script:
+    if "with_" not in script and script not in STUDIES:
         for action in parser._actions:
             if action.dest in _OPTIONS and action.dest not in ("model", "dataset"):
                 assert action.help.startswith(_OPTIONS[action.dest]["help"])

@@ -42,7 +42,7 @@ def scheduled(monkeypatch: pytest.MonkeyPatch) -> list[KeepProbSchedule]:
         (detection, "lite0", "--image-size 64 --max-samples 6", 40, "backbone.body.blocks"),
         (detection, "fasterrcnn_mobilenet_v3_large_fpn", "--image-size 64 --max-samples 4", 33, "backbone.body."),
         (detection, "fasterrcnn_resnet50_fpn", "--image-size 64 --max-samples 4", 36, "backbone.body.layer"),
-        (segmentation, "lite0", "--image-size 64 --max-samples 16", 40, "backbone.body.blocks"),
+        (segmentation, "lite0", "--image-size 64 --max-samples 16 --uncertainty maps.png", 40, "backbone.body.blocks"),
         (segmentation, "lraspp_mobilenet_v3_large", "--image-size 64 --max-samples 16", 33, "backbone."),
         (segmentation, "fcn_resnet50", "--image-size 64 --max-samples 4 --batch-size 2", 36, "backbone.layer"),
     ],
@@ -62,6 +62,7 @@ def test_it_trains_to_the_end_of_the_schedule(
     monkeypatch.chdir(tmp_path)
     example.main(["--epochs", "1", *(["--model", model] if model else []), *arguments.split()])
     printed = capsys.readouterr().out
+    assert Path("maps.png").exists() == ("maps.png" in arguments)
     (schedule,) = scheduled
     assert schedule.last_step == schedule.total_steps > 0
     found = dropblock_sites(schedule.model)

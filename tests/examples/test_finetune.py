@@ -19,6 +19,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+from dropblock_inject import dropblock_sites
 from lib import checkpoint, models
 from lib.data import open_image
 
@@ -83,6 +84,41 @@ def test_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = {name: float(value.rstrip("%")) for name, value in accuracies(capsys.readouterr().out).items()}
     assert found["before"] < 25
     assert found["after"] > 50
+
+
+def test_recalibrated_statistics_are_those_of_whole_maps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only BatchNorm's statistics change, and without DropBlock they become other ones."""
+    states = {}
+    for name, options in {"off": [], "on": ["--recalibrate"], "off again": []}.items():
+        finetune.main([*SMALL, "--keep-prob", "0.3", *options, "--output", str(tmp_path / name)])
+        assert ("dropped  accuracy" in capsys.readouterr().out) == bool(options)
+        states[name] = torch.load(tmp_path / name / "model.pt", weights_only=True)
+    differing = {key for key, value in states["off"].items() if not torch.equal(value, states["on"][key])}
+    assert differing
+    assert {key.rpartition(".")[2] for key in differing} == {"running_mean", "running_var", "num_batches_tracked"}
+    assert all(torch.equal(value, states["off again"][key]) for key, value in states["off"].items())
+
+
+def test_recalibration_pauses_dropblock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def update_bn(loader, model: nn.Module, device: torch.device) -> None:
+        seen.append({site.effective_keep_prob for site in dropblock_sites(model.train())})
+
+    monkeypatch.setattr(finetune, "update_bn", update_bn)
+    finetune.main([*SMALL, "--recalibrate", "--output", str(tmp_path)])
+    assert seen == [{1.0}]
+
+
+def test_monte_carlo_passes_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They drop: with hardly anything kept the network guesses, where one pass in eval mode is as before."""
+    arguments = "--model test_efficientnet --image-size 64 --max-samples 320 --lr 3e-3 --epochs 4 --keep-prob 0.02"
+    finetune.main([*arguments.split(), "--stages", "4", "--passes", "3", "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    (passes,) = re.findall(r"^passes   accuracy ([\d.]+)%, the mean of 3 that drop", printed, flags=re.MULTILINE)
+    found = accuracies(printed)
+    assert found["after"] == found["removed"] == found["plain"]
+    assert passes + "%" != found["after"]
 
 
 def test_resume_refuses_other_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
