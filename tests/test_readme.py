@@ -47,6 +47,7 @@ LONGEST = {
     "dropblock_inject/README.md": 200,
     "examples/README.md": 200,
     "examples/peers.md": 200,
+    "examples/sites.md": 200,
     "examples/study/README.md": 200,
     "tests/README.md": 200,
     "tests/benchmarks/README.md": 200,
@@ -186,7 +187,7 @@ def test_the_own_network_trains_stops_and_goes_on(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_patterns_mean_what_their_comments_say() -> None:
-    code = next(code for code in blocks("examples/README.md", "python") if "layer4.*.conv2" in code)
+    code = next(code for code in blocks("examples/sites.md", "python") if "layer4.*.conv2" in code)
     plans: list[list[str]] = []
     names = {"plan_dropblock": lambda model, **asked: plans.append([s.host for s in plan_dropblock(model, **asked)])}
     exec(code.replace("from dropblock_inject import plan_dropblock", ""), names)
@@ -198,6 +199,21 @@ def test_the_patterns_mean_what_their_comments_say() -> None:
         + ["layer4.2.bn1", "layer4.2.bn2", "layer4.2.bn3", "layer4.2"],
         [f"layer{stage}.{block}.bn3" for stage, count in ((3, 6), (4, 3)) for block in range(count)],
     ]
+
+
+def test_the_snippets_on_sites_follow_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("examples/sites.md", "python"):
+        exec(code, names)
+    assert "backbone.fpn.layer_blocks.0.0" in capsys.readouterr().out
+    prediction = names["prediction"]
+    assert prediction.mean.shape == (2, 1000)
+    assert prediction.entropy.shape == (2,)
+    assert not names["model"].training
+    plan = plan_dropblock(
+        names["segmenter"], stages=None, include=["classifier.*", "*.layer4.*"], keep_prob={None: 0.8, 4: 0.9}
+    )
+    assert {(site.part, site.keep_prob) for site in plan} == {("head", 0.8), ("trunk", 0.9)}
 
 
 def test_the_tables_of_arguments_and_calls() -> None:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STAGES = ("#a3bfd9", "#7ba3c8", "#5086b5", "#2f6699", "#143f6b")  # the deepest last
-_OUTSIDE = "#c9c9c9"
+# The parts off the trunk; a block that has no site is in none of them.
+_PARTS = {"stem": "#8d96a3", "transition": "#c7b198", "neck": "#66a182", "decoder": "#d1495b", "head": "#edae49"}
+_OUTSIDE = "#d9d9d9"
 _LINE = "#9aa3af"
 _GAP = 0.35  # inches between two steps of a block, with room for a site
 
@@ -76,6 +78,8 @@ def _draw_levels(axis: Axes, trunk: Trunk, name: str) -> None:
     blocks = sorted((*found.residual, *found.composite, *found.single), key=_first_operation)
     heights = [block.map.log_reduction for block in blocks]
     colors = dict.fromkeys((block.name for block in blocks), _OUTSIDE)
+    parts = {block.name: str(block.place) for block in trunk.off_trunk}
+    colors.update({name: _PARTS[part] for name, part in parts.items()})
     for number, (stage, level) in enumerate(zip(trunk.stages, trunk.blocks, strict=True)):
         color = _STAGES[(number - len(trunk.stages)) % len(_STAGES)]
         names = {block.name for block in level}
@@ -92,8 +96,9 @@ def _draw_levels(axis: Axes, trunk: Trunk, name: str) -> None:
             shades = [colors[blocks[place].name] for place in places]
             axis.scatter(places, [heights[place] for place in places], marker=marker, s=42, color=shades, zorder=3)
             axis.plot([], [], marker, color=GREY, label=label)
-    if _OUTSIDE in colors.values():
-        axis.plot([], [], "o", color=_OUTSIDE, label="outside the trunk")
+    for label, color in (*_PARTS.items(), ("without a site", _OUTSIDE)):
+        if color in colors.values():
+            axis.plot([], [], "o", color=color, label=label)
     axis.set_ylim(max(heights) + 0.5, min(heights) - 1.1)
     ticks = range(round(max(heights)) + 1)
     axis.set_yticks(list(ticks), [f"/{2**tick}" for tick in ticks])
@@ -105,7 +110,7 @@ def _draw_levels(axis: Axes, trunk: Trunk, name: str) -> None:
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(f"stages of {name}", loc="left", fontsize=11)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False, fontsize=8.5)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4, frameon=False, fontsize=8.5)
 
 
 def _first_operation(block: Block) -> int:
@@ -133,6 +138,8 @@ def _draw_block(
     kinds = {kind for kind, _ in sites}
     if "output" in kinds:
         _diamond(axis, length + 0.7, 0.5, "output")
+    if "end" in kinds:
+        _diamond(axis, length - 0.3, 0, "end")
     _circle(axis, 0, "x")
     _circle(axis, length, "+")
     for where, color in COLORS.items():
@@ -142,7 +149,7 @@ def _draw_block(
     axis.set_ylim(-0.75, 1.6)
     title = f"the block {name}: y = F(x) + S(x), the branch F below and the shortcut S above"
     axis.set_title(title, loc="left", fontsize=11)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.06), ncols=3, frameon=False, fontsize=8.5)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.06), ncols=4, frameon=False, fontsize=8.5)
 
 
 def _room_for(step: Step) -> float:

@@ -18,6 +18,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex
 
 from dropblock_inject.plot import plot_feature_maps, plot_masks, plot_plan, plot_schedule, plot_stages
+from dropblock_inject.plot import stages as stages_picture
 from dropblock_inject.plot.canvas import COLORS
 
 EXAMPLE = torch.empty(1, 3, 32, 32)
@@ -157,7 +158,7 @@ def test_stages(name):
     labels = [text.get_text() for text in levels.texts]
     assert labels == [f"stage {s.index}\n{s.channels} x {'x'.join(map(str, s.map_size))}" for s in stages]
     dots = Counter(to_hex(color) for group in levels.collections for color in group.get_facecolors())
-    outside = dots.pop("#c9c9c9", 0)
+    outside = sum(dots.pop(color, 0) for color in (*stages_picture._PARTS.values(), stages_picture._OUTSIDE))
     assert sorted(dots.values()) == sorted(len(stage.blocks) for stage in stages)
     assert bool(outside) is (name != "vgg11")
     assert len(block) == (name not in ("densenet121", "vgg11"))
@@ -166,6 +167,7 @@ def test_stages(name):
         assert shown == stages[-1].blocks[0].name
         diamonds = Counter(line.get_gid() for line in block[0].lines)
         own = Counter(f"site {site.where}" for site in sites if site.block == shown)
+        assert diamonds["site end"] == 1
         assert {gid: count for gid, count in diamonds.items() if gid in own} == own
         names = [text.get_text() for text in block[0].texts]
         assert names == [
