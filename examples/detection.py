@@ -1,13 +1,14 @@
-"""Shows DropBlock in the backbone of a detector: torchvision's Faster R-CNN.
+"""Shows DropBlock in the backbone of a detector, or in its feature pyramid: torchvision's Faster R-CNN.
 
     pip install "dropblock-inject[examples]"
     python examples/detection.py                                    # scenes of digits; two minutes on a CPU
     python examples/detection.py --dataset voc --download --model fasterrcnn_resnet50_fpn --pretrained --image-size 800
+    python examples/detection.py --include "backbone.fpn.*"         # the feature pyramid instead
     python examples/detection.py --resume runs/detection            # after an interruption
 
 The default is a Faster R-CNN on timm's EfficientNet-Lite0, with the ImageNet weights that come as a package. DropBlock
-goes into the residual blocks of the backbone. The feature pyramid, the region proposals and the heads get none. In eval
-mode the detector computes the same as without DropBlock.
+goes into the residual blocks of the backbone, or to the sites that --include names. In eval mode the detector computes
+the same as without DropBlock.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         "--dataset", default="digits", choices=["digits", "voc"], help="scenes of digits, or Pascal VOC"
     )
     add_options(parser, "pretrained", "root", "download", "max_samples", image_size=160)
-    add_options(parser, "stages", "keep_prob", "block_size")
+    add_options(parser, "stages", "include", "keep_prob", "block_size")
     add_options(parser, "seed", "device", "workers", epochs=4, batch_size=4, lr=2e-3)
     add_options(parser, "resume", output="runs/detection")
     args, resumed = parse_arguments(parser, argv)
@@ -122,7 +123,8 @@ def main(argv: list[str] | None = None) -> None:
     model = make_detector(args.model, len(classes), size, args.pretrained and not resumed)
     report = inject_dropblock(
         model,
-        args.stages,
+        None if args.include else args.stages,
+        include=args.include,
         keep_prob=args.keep_prob,
         block_size=args.block_size,
         example_input=([torch.empty(3, size, size)],),  # a detector takes a list of images

@@ -1,13 +1,15 @@
-"""Shows DropBlock in the backbone of a segmentation network: torchvision's DeepLabV3, FCN or LR-ASPP.
+"""Shows DropBlock in a segmentation network: torchvision's DeepLabV3, FCN or LR-ASPP, or a U-Net.
 
     pip install "dropblock-inject[examples]"
     python examples/segmentation.py                                 # scenes of digits; a minute on a CPU
     python examples/segmentation.py --dataset pets --download --model deeplabv3_resnet50 --pretrained --image-size 256
+    python examples/segmentation.py --model unet --include "encoder.*.blocks.[56].*" "decoder.*"  # encoder and decoder
     python examples/segmentation.py --resume runs/segmentation      # after an interruption
 
 The default is LR-ASPP on timm's EfficientNet-Lite0, with the ImageNet weights that come as a package. torchvision's
 backbones are dilated, so their last stages have maps of the same size. They are still stages 3 and 4, as in a
-classifier. ASPP, the heads and the auxiliary classifier get no DropBlock.
+classifier. ASPP, the heads and a decoder get DropBlock if --include names them. The U-Net is that of
+segmentation-models-pytorch, with the same EfficientNet-Lite0 as its encoder; its images have sides that 32 divides.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ from dropblock_inject import KeepProbSchedule, inject_dropblock, mc_predict
 from dropblock_inject.plot import plot_uncertainty
 from lib.command_line import add_options, errors_in_a_sentence, make_parser, parse_arguments
 from lib.data import at_most, open_parts
-from lib.models import lite0_features
+from lib.models import imagenet_lite0, lite0_features
 from lib.scenes import CLASSES, Scenes
 from lib.training import Training, finite
 
-MODELS = ["lite0"] + [name for name in segmentation.__dict__ if name.startswith(("deeplabv3_", "fcn_", "lraspp_"))]
+MODELS = ["lite0", "unet"] + [
+    name for name in segmentation.__dict__ if name.startswith(("deeplabv3_", "fcn_", "lraspp_"))
+]
 
 
 class Pets(Dataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -63,10 +67,30 @@ class Lite0(nn.Module):
         return dict(zip(("low", "high"), self.body(x), strict=True))
 
 
+class UNet(nn.Module):
+    """The U-Net of segmentation-models-pytorch on the EfficientNet-Lite0, with the output of torchvision's networks."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        try:
+            from segmentation_models_pytorch import Unet
+        except ImportError:
+            raise SystemExit("error: --model unet needs pip install segmentation-models-pytorch") from None
+        net = Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=classes)
+        own = net.encoder.model.state_dict()
+        net.encoder.model.load_state_dict({k: v for k, v in imagenet_lite0().state_dict().items() if k in own})
+        self.encoder, self.decoder, self.head = net.encoder, net.decoder, net.segmentation_head
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.head(self.decoder(self.encoder(x)))}
+
+
 def make_segmenter(name: str, classes: int, pretrained: bool) -> nn.Module:
     """The named model, with new last layers for `classes` classes."""
     if name == "lite0":
         return segmentation.LRASPP(Lite0(), low_channels=40, high_channels=320, num_classes=classes)
+    if name == "unet":
+        return UNet(classes)
     weights = {"weights": "DEFAULT"} if pretrained else {"weights": None, "weights_backbone": None}
     model = segmentation.__dict__[name](**weights)
     for parent in list(model.modules()):
@@ -84,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         "--dataset", default="digits", choices=["digits", "pets"], help="scenes of digits, or Oxford pets"
     )
     add_options(parser, "pretrained", "root", "download", "max_samples", image_size=128)
-    add_options(parser, "stages", "keep_prob", "block_size")
+    add_options(parser, "stages", "include", "keep_prob", "block_size")
     add_options(parser, "seed", "device", "workers", epochs=5, batch_size=8, lr=2e-3)
     add_options(parser, "resume", output="runs/segmentation")
     parser.add_argument(
@@ -109,7 +133,8 @@ def main(argv: list[str] | None = None) -> None:
     model = make_segmenter(args.model, classes, args.pretrained and not resumed)
     report = inject_dropblock(
         model,
-        args.stages,
+        None if args.include else args.stages,
+        include=args.include,
         keep_prob=args.keep_prob,
         block_size=args.block_size,
         example_input=torch.empty(1, 3, size, size),

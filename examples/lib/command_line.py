@@ -66,10 +66,15 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "stages that get DropBlock, from 1 on; -1 is the last",
     },
+    "include": {
+        "nargs": "+",
+        "metavar": "PATTERN",
+        "help": "sites of these names, anywhere in the network, instead of --stages",
+    },
     "where": {
         "nargs": "+",
         "default": ["paper"],
-        "choices": ["paper", "branch", "skip", "output"],
+        "choices": ["paper", "branch", "skip", "output", "end"],
         "help": "sites in each block; paper is branch and skip",
     },
     "keep_prob": {
