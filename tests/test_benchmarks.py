@@ -73,7 +73,7 @@ def test_training_step(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     printed = rows(capsys.readouterr().out)
     kinds = [row[1] for row in printed]
     sites = int(kinds[1].split(", ")[1].split()[0])
-    assert kinds == ["none, 0 sites", f"dropblock_inject, {sites} sites", f"torchvision, {sites} sites"]
+    assert kinds == ["none, 0 sites", f"dropblock_inject, {sites} sites", f"torchvision's layer, {sites} sites"]
     assert sites > 0
     assert calls == {layers.OURS: 6 * sites, layers.TORCHVISION: 6 * sites}  # a warm-up and five timed runs
 

@@ -3,6 +3,8 @@
 The backward pass is the same operation on the gradient, with the same mask. For that it saves the seed, 8 bytes, the
 scale, and the blocks if they are few. It saves no floating point number that the mask depends on, because
 ``torch.autograd.graph.saved_tensors_hooks`` may round it.
+
+On small maps most of the time goes to torch's own machinery, so the eager mode uses as little of it as it can.
 """
 
 from __future__ import annotations

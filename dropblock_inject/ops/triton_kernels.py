@@ -31,15 +31,20 @@ def drop(input: Tensor, output: Tensor, seed: Tensor, scale: Tensor | None, spec
     channels_last = _is_contiguous(last, input, output) and not _is_contiguous(first, input, output)
     with torch.cuda.device_of(input):
         words, dropped = _draw(seed, spec, channels_last)
-        if scale is None:
+        counted = 0  # pixels, of which some are dropped and from which the scale follows; 0 if it does not
+        if scale is None and spec.rescale in ("batch", "sample"):
+            counted = spec.shape[0] * spec.pixels // len(dropped)
+            scale = torch.empty(spec.scale_shape, dtype=spec.precision, device=input.device)
+        elif scale is None:
             scale = scale_for(dropped, spec)
+        mask = (words, dropped, scale, counted)
         if channels_last:
-            _mask_channels_last(input, output, words, scale, spec)
+            _mask_channels_last(input, output, mask, spec)
         elif _is_contiguous(first, input, output):
-            _mask_channels_first(input, output, words, scale, spec)
+            _mask_channels_first(input, output, mask, spec)
         else:
             copy = input.permute(first).contiguous()
-            _mask_channels_first(copy, copy, words, scale, spec)
+            _mask_channels_first(copy, copy, mask, spec)
             output.permute(first).copy_(copy)
     return scale
 
@@ -49,17 +54,18 @@ def _is_contiguous(order: tuple[int, ...], *tensors: Tensor) -> bool:
 
 
 def _draw(seed: Tensor, spec: MaskSpec, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """The mask, and the number of pixels that it drops in each sample.
+    """The mask, and the number of pixels that it drops: in each sample for ``rescale="sample"``, else in all.
 
     The mask has one bit per pixel in words of 32, as a Tensor[N, C, words of a map]. With `channels_last` the channels
     are last in its memory.
     """
     samples, channels, count = spec.shape[0], spec.masks_per_sample, -(-prod(spec.map_size) // 32)
-    shape = (samples, count, channels) if channels_last else (samples, channels, count)
-    words = torch.zeros(shape, dtype=torch.int32, device=seed.device)
-    dropped = torch.zeros(samples, dtype=torch.int64, device=seed.device)
-    if channels_last:
-        words = words.transpose(1, 2)
+    counters = samples if spec.rescale == "sample" else 1
+    start = -(-counters // 2) * 4  # one memory for both, so that it is cleared at once; 16 bytes are aligned
+    memory = torch.zeros(start + samples * channels * count, dtype=torch.int32, device=seed.device)
+    dropped = memory[: 2 * counters].view(torch.int64)
+    strides = (1, channels) if channels_last else (count, 1)
+    words = memory.as_strided((samples, channels, count), (channels * count, *strides), start)
     ones = (1,) * (3 - len(spec.block))
     per_miss = 1 / min(log1p(-spec.probability), -1e-30) if spec.probability < 1 else 0.0
     _draw_kernel[(triton.cdiv(samples * channels, _MAPS),)](
@@ -67,24 +73,26 @@ def _draw(seed: Tensor, spec: MaskSpec, channels_last: bool) -> tuple[Tensor, Te
         *(*ones, *spec.valid),
         *(*ones, *spec.block),
         *(*ones, *spec.map_size)[1:],
-        *((spec.block[-1] + 30) // 32 + 1, _MAPS),
+        *((spec.block[-1] + 30) // 32 + 1, counters > 1, _MAPS),
     )
     return words, dropped
 
 
-def _mask_channels_first(input: Tensor, output: Tensor, words: Tensor, scale: Tensor, spec: MaskSpec) -> None:
+def _mask_channels_first(input: Tensor, output: Tensor, mask: tuple, spec: MaskSpec) -> None:
+    words, _, scale, _ = mask
     _mask_channels_first_kernel[(triton.cdiv(input.numel(), _ELEMENTS),)](
-        *(input, output, words, scale, input.numel()),
+        *(input, output, *mask, input.numel()),
         *(spec.shape[spec.channel], prod(spec.map_size), words.shape[2]),
         *(spec.per_channel, scale.dim() > 0, _ELEMENTS),
     )
 
 
-def _mask_channels_last(input: Tensor, output: Tensor, words: Tensor, scale: Tensor, spec: MaskSpec) -> None:
+def _mask_channels_last(input: Tensor, output: Tensor, mask: tuple, spec: MaskSpec) -> None:
+    words, _, scale, _ = mask
     channels = spec.shape[spec.channel]
     block = min(triton.next_power_of_2(channels), _ELEMENTS // 32)
     _mask_channels_last_kernel[(spec.shape[0] * words.shape[2], triton.cdiv(channels, block))](
-        *(input, output, words, scale),
+        *(input, output, *mask),
         *(channels, prod(spec.map_size), words.shape[2]),
         *(spec.per_channel, scale.dim() > 0, block),
     )
@@ -110,6 +118,7 @@ def _draw_kernel(
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     SPAN: tl.constexpr,  # number of words that a row of a block may reach into
+    PER_SAMPLE: tl.constexpr,
     MAPS: tl.constexpr,
 ):
     """Draws the blocks of MAPS maps in parallel, those of a map one after the other, by the geometric gaps between."""
@@ -139,7 +148,10 @@ def _draw_kernel(
                 ones = (ones << start.to(tl.int64)).to(tl.int32)
                 before = tl.atomic_or(of_map + word * stride_word, ones, mask=write, sem="relaxed")
                 dropped += tl.where(write, _count_ones(ones & ~before), 0)
-    tl.atomic_add(dropped_ptr + sample, dropped.to(tl.int64), mask=dropped > 0, sem="relaxed")
+    if PER_SAMPLE:
+        tl.atomic_add(dropped_ptr + sample, dropped.to(tl.int64), mask=dropped > 0, sem="relaxed")
+    else:
+        tl.atomic_add(dropped_ptr, tl.sum(dropped.to(tl.int64), 0), sem="relaxed")
 
 
 @triton.jit
@@ -159,11 +171,26 @@ def _count_ones(bits):
 
 
 @triton.jit
+def _scale(dropped_ptr, scale_ptr, counted, inside, is_first):
+    """The scale: from the number of `counted` pixels that are dropped, and stored once; or given, if `counted` is 0."""
+    if counted > 0:
+        kept = tl.maximum(counted - tl.load(dropped_ptr, mask=inside, other=0), 1)
+        dtype = scale_ptr.dtype.element_ty
+        scale = tl.full([], 1, dtype) * counted / kept.to(dtype)
+        tl.store(scale_ptr, scale, mask=is_first)
+    else:
+        scale = tl.load(scale_ptr, mask=inside, other=1)
+    return scale
+
+
+@triton.jit
 def _mask_channels_first_kernel(
     input_ptr,
     output_ptr,
     words_ptr,
+    dropped_ptr,
     scale_ptr,
+    counted,
     elements,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -182,7 +209,12 @@ def _mask_channels_first_kernel(
     inside = at < elements
     masked_map = map if PER_CHANNEL else map // CHANNELS
     words = tl.load(words_ptr + masked_map * WORDS + pixel // 32, mask=inside, other=0)
-    scale = tl.load(scale_ptr + map // CHANNELS, mask=inside, other=1) if PER_SAMPLE else tl.load(scale_ptr)
+    if PER_SAMPLE:
+        sample = map // CHANNELS
+        is_first = inside & (map % CHANNELS == 0) & (pixel == 0)
+        scale = _scale(dropped_ptr + sample, scale_ptr + sample, counted, inside, is_first)
+    else:
+        scale = _scale(dropped_ptr, scale_ptr, counted, True, first == 0)
     values = tl.load(input_ptr + at, mask=inside, other=0)
     kept = ((words >> (pixel % 32)) & 1) == 0
     tl.store(output_ptr + at, tl.where(kept, values.to(scale.dtype) * scale, 0).to(values.dtype), mask=inside)
@@ -193,7 +225,9 @@ def _mask_channels_last_kernel(
     input_ptr,
     output_ptr,
     words_ptr,
+    dropped_ptr,
     scale_ptr,
+    counted,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
     WORDS: tl.constexpr,
@@ -212,7 +246,9 @@ def _mask_channels_last_kernel(
         words = tl.load(of_word, mask=channel < CHANNELS, other=0)
     else:
         words = tl.load(words_ptr + tl.program_id(0))
-    scale = tl.load(scale_ptr + sample) if PER_SAMPLE else tl.load(scale_ptr)
+    own = sample if PER_SAMPLE else 0
+    is_first = (tl.program_id(0) % WORDS == 0) & (tl.program_id(1) == 0) & (PER_SAMPLE or sample == 0)
+    scale = _scale(dropped_ptr + own, scale_ptr + own, counted, True, is_first)
     at = (sample.to(tl.int64) * PIXELS + pixel) * CHANNELS + channel
     values = tl.load(input_ptr + at, mask=inside, other=0)
     kept = ((words >> bit) & 1) == 0

@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 
 
 OURS, OURS_SHARED = "dropblock_inject", "dropblock_inject, shared mask"
-TORCHVISION, TIMM, TIMM_SHARED = "torchvision", "timm, mask per channel", "timm, shared mask"
+TORCHVISION, TIMM, TIMM_SHARED = "torchvision's layer", "timm, mask per channel", "timm, shared mask"
 Operator = Callable[..., Tensor]
 
 

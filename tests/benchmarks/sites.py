@@ -97,7 +97,7 @@ def clock(device: str) -> Callable[[], float]:
 def plot(maps: dict[str, dict[str, float]], networks: dict[str, dict[str, float]], path: Path) -> None:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.2))
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.6))
     panels = (
         (
             axes[0],
@@ -108,20 +108,24 @@ def plot(maps: dict[str, dict[str, float]], networks: dict[str, dict[str, float]
         ),
         (axes[1], "training step, % over none", networks, lambda found, name: found[name] / found[NONE] - 1, 1e2),
     )
+    width = 0.8 / len(OPERATORS)
     for axis, title, results, over, unit in panels:
-        names = [name for name in OPERATORS if name != FLOOR or axis is axes[1]]
-        width = 0.8 / len(names)
-        for number, name in enumerate(names):
+        for number, name in enumerate(OPERATORS):
             shown = {case: over(found, name) * unit for case, found in results.items() if name in found}
-            places = [list(results).index(case) + (number - len(names) / 2 + 0.5) * width for case in shown]
-            bars = axis.bar(places, [max(value, 0.1) for value in shown.values()], width, label=name)
-            axis.bar_label(bars, [f"{value:.3g}" for value in shown.values()], fontsize=6)
+            if axis is axes[0] and name == FLOOR:
+                continue
+            places = [list(results).index(case) + (number - len(OPERATORS) / 2 + 0.5) * width for case in shown]
+            heights = [max(value, 0.1) for value in shown.values()]
+            bars = axis.bar(places, heights, width, color=f"C{number}", label=name)
+            axis.bar_label(bars, [f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in heights], fontsize=6)
         axis.set_yscale("log")
         axis.set_xticks(range(len(results)), [case.replace(", ", "\n") for case in results], fontsize=7)
         axis.set_title(title, fontsize=9)
-        axis.legend(fontsize=7, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+    figure.legend(
+        *axes[1].get_legend_handles_labels(), loc="lower center", ncols=len(OPERATORS), fontsize=8, frameon=False
+    )
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=150)
 
 

@@ -8,7 +8,7 @@ from dropblock_inject.ops import triton_kernels as kernels
 
 POINTERS = {"words_ptr": "*i32", "dropped_ptr": "*i64", "seed_ptr": "*i64"}
 DRAWN = {"VALID_D": 1, "VALID_H": 8, "VALID_W": 8, "BLOCK_D": 1, "BLOCK_H": 7, "BLOCK_W": 7}
-DRAWN |= {"HEIGHT": 14, "WIDTH": 14, "SPAN": 2, "MAPS": 128}
+DRAWN |= {"HEIGHT": 14, "WIDTH": 14, "SPAN": 2, "PER_SAMPLE": False, "MAPS": 128}
 MASKED = {"CHANNELS": 1024, "PIXELS": 196, "WORDS": 7}
 
 
