@@ -153,14 +153,11 @@ def _recorded(network: Network, net: nn.Module) -> tuple[Tensor, Ran]:
 
 
 def _depth(stages: list[Stage], ran: Ran, images: Tensor) -> list[str]:
-    """The trunk must go as deep as the convolutions before the first upsampling do."""
-    reached = min((prod(size) for size in ran.before_up.values()), default=0)
-    deepest = prod(stages[-1].map_size)
+    """The trunk must go as deep as the convolutions before the first upsampling do, those of a small head left out."""
+    deeper = [name for name, size in ran.before_up.items() if 2 * prod(size) < prod(stages[-1].map_size)]
     problems = []
-    if reached and deepest > 2 * reached:
-        problems.append(
-            f"the trunk ends at maps of {stages[-1].map_size}, but convolutions go down to {reached} pixels"
-        )
+    if 4 * len(deeper) > len(ran.before_up):
+        problems.append(f"the trunk ends at maps of {stages[-1].map_size}; deeper are {', '.join(deeper[:3])}")
     for stage in stages:
         for block in stage.blocks:
             if (size := ran.sizes.get(block.name)) and prod(size) > 4 * prod(stage.map_size):
