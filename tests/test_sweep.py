@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,19 @@ def test_a_sweep_records_each_model_goes_on_and_ends_in_a_table(tmp_path: Path, 
     results.write_text(before + json.dumps(failed) + "\n")
     assert sweep.main([*options, "--table"]) == 1
     assert "AssertionError: of its own" in capsys.readouterr().out
+
+
+def test_a_sweep_of_another_library_holds_its_networks_against_a_record_of_what_ran(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    results = tmp_path / "results.jsonl"
+    only = ["--only", "transformers:ConvNextV2", "--results", str(results), "--jobs", "1"]
+    assert sweep.main(["--zoo", "transformers", *only]) == 0
+    [record] = map(json.loads, results.read_text().splitlines())
+    assert [stage[1] for stage in record["stages"]] == [4, 8, 16, 32]
+    assert record["sites"]["4"] == {"branch": 3, "skip": 1, "output": 1}
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorchcv", None)
+    with pytest.raises(SystemExit, match="pip install pytorchcv"):
+        sweep.main(["--zoo", "pytorchcv"])

@@ -9,6 +9,7 @@ from ..tracing.operations import BENT, NONLINEAR, PRODUCTS, SLICES, WEIGHTED
 from ..tracing.trace import Call, Op, Trace, Value, ancestors, original
 from .conv_norm_act import ConvNormAct
 from .feature_maps import Geometry
+from .upsampling import leads_to_gates
 
 _MAX_SHORTCUT_LAYERS = 2
 
@@ -150,13 +151,13 @@ def _add_further_branches(residual: Residual) -> None:
 def _is_long_skip(residual: Residual, geometry: Geometry, level_of_activated: dict[Op, int]) -> bool:
     """Whether the branch is a part of the network of its own at a lower resolution: an encoder with its decoder.
 
-    It is if it has activated convolutions there. A branch with only attention or a gate at a lower resolution is that
-    of a block, if the module that adds also has the shortcut.
+    It is if it has activated convolutions there, unless they only compute a gate. A branch with only attention or a
+    gate at a lower resolution is that of a block, if the module that adds also has the shortcut.
     """
     total = geometry.map_of(residual.skip)
     assert total is not None
     if any(level_of_activated.get(op, 0) > total.level for op in residual.branch_ops):
-        return True
+        return not leads_to_gates(residual.branch_ops, geometry)
     if residual.call is residual.add.call:
         return False
     outputs = [geometry.map_of(value) for op in residual.branch_ops for value in op.outputs]

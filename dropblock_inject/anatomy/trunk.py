@@ -42,7 +42,9 @@ def find_trunk_levels(
         )
     found = find_blocks(trace, geometry)
     every = list(found)
-    raised = raised_values(trace, geometry, [residual for block in found.residual for residual in block.residuals])
+    raised = raised_values(
+        trace, geometry, [(r.skip, r.branch_ops) for block in found.residual for r in block.residuals]
+    )
     trunks = _children(trace, TRUNKS)
     found = found.filter(lambda block: all(_is_in(block, trunks[m]) for m in trunks if block.name.startswith(m)))
     blocks = found.residual + _beside(found.residual, found.composite, trace)

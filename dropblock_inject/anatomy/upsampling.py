@@ -8,7 +8,6 @@ from math import prod
 from ..tracing.operations import NONLINEAR, SAME_VALUES, UPSAMPLES
 from ..tracing.trace import Op, Trace, Value, first_convolution
 from .feature_maps import Geometry
-from .residual_adds import Residual
 
 
 def raising_ops(trace: Trace, geometry: Geometry) -> set[Op]:
@@ -22,22 +21,31 @@ def raising_ops(trace: Trace, geometry: Geometry) -> set[Op]:
     return {op for op in trace.ops[first.index :] if _raises(op, geometry) and not _is_gate(op.outputs[0])}
 
 
-def raised_values(trace: Trace, geometry: Geometry, residuals: Iterable[Residual]) -> set[Value]:
+def raised_values(trace: Trace, geometry: Geometry, branches: Iterable[tuple[Value, list[Op]]]) -> set[Value]:
     """The tensors that are computed from a feature map of which the resolution was raised.
 
-    An upsampling inside the branch of one of the residuals does not count if it goes no higher than the shortcut, for
-    it is part of how the block computes.
+    An upsampling inside the branch of a residual block does not count if it goes no higher than the shortcut, for it is
+    part of how the block computes.
+
+    Args:
+        branches: the shortcut of each residual add, and the operations of its branch.
     """
     raising = raising_ops(trace, geometry)
     if not raising:
         return set()
-    for residual in residuals:
-        raising -= {op for op in raising.intersection(residual.branch_ops) if not is_larger(op, residual.skip)}
+    for skip, branch_ops in branches:
+        raising -= {op for op in raising.intersection(branch_ops) if not is_larger(op, skip)}
     raised: set[Value] = set()
     for op in trace.ops:
         if op in raising or not raised.isdisjoint(op.inputs):
             raised.update(op.outputs)
     return raised
+
+
+def leads_to_gates(ops: list[Op], geometry: Geometry) -> bool:
+    """Whether some of these operations raise the resolution, and only that of gates."""
+    upsampling = [op for op in ops if _raises(op, geometry)]
+    return bool(upsampling) and all(_is_gate(op.outputs[0]) for op in upsampling)
 
 
 def _raises(op: Op, geometry: Geometry) -> bool:

@@ -13,8 +13,13 @@ from torch.nn.modules.conv import _ConvNd
 from ..errors import DropBlockTypeError, DropBlockValueError, NoTrunkError, TraceError
 from .trace import Trace, first_convolution, trace_forward
 
-# By spatial rank: signal, image, video; the second where the first does not go through.
-_SIZES: dict[int, list[tuple[int, ...]]] = {1: [(1024,)], 2: [(224, 224)], 3: [(16, 112, 112), (16, 224, 224)]}
+# By spatial rank: signal, image, video or volume. The others are for models that the first does not go through: some
+# halve their images more often than five times.
+_SIZES: dict[int, list[tuple[int, ...]]] = {
+    1: [(1024,), (16384,)],
+    2: [(224, 224), (256, 256), (512, 512)],
+    3: [(16, 112, 112), (16, 224, 224), (64, 64, 64), (128, 128, 128)],
+}
 
 
 def trace_model(model: nn.Module, example_input: Any = None) -> Trace:
@@ -28,7 +33,7 @@ def trace_model(model: nn.Module, example_input: Any = None) -> Trace:
     traces = []
     for args, kwargs in calls:
         traces.append(trace_forward(model, args, kwargs))
-        if traces[-1].error is None:
+        if traces[-1].error is None or _asks_for_values(traces[-1].error):
             break
     trace = max(traces, key=lambda trace: (trace.error is None, len(trace.ops)))  # the one that got furthest
     if trace.error is not None and first_convolution(trace) is None:
@@ -39,6 +44,11 @@ def trace_model(model: nn.Module, example_input: Any = None) -> Trace:
             f"called with, here {_signature(model)}; only shapes and dtypes matter"
         ) from trace.error
     return trace
+
+
+def _asks_for_values(error: Exception) -> bool:
+    """Whether it was the missing data that ended a pass, so that it would end in the same way at another size."""
+    return "meta" in str(error).lower()
 
 
 def shapes_of(trace: Trace) -> str:
@@ -102,21 +112,29 @@ def _made_up_inputs(model: nn.Module) -> list[torch.Tensor]:
             "network; for a transformer use drop path (stochastic depth)"
         )
     channels, sizes = [convolution.in_channels], _SIZES[len(convolution.kernel_size)]
+    # A stem may fold 4 or 16 pixels into channels.
+    folded = [channels[0] // pixels for pixels in (4, 16) if channels[0] % pixels == 0]
     declared = _declared_input_size(model)
     if declared is not None and len(declared) == len(sizes[0]) + 1:
-        # A model may be made for other channels than it declares, and a stem may fold 4 or 16 pixels into channels.
-        folded = [channels[0] // pixels for pixels in (4, 16) if channels[0] % pixels == 0]
+        # A model may be made for other channels than it declares.
         channels, sizes = list(dict.fromkeys([declared[0], *channels, *folded])), [declared[1:]]
+    elif declared is not None and len(declared) == len(sizes[0]):
+        channels, sizes = [*channels, *folded], [declared, *sizes]
+    elif 3 in folded:
+        channels = [*channels, 3]
     dtype = convolution.weight.dtype
     return [torch.empty(1, count, *size, device="meta", dtype=dtype) for count in channels for size in sizes]
 
 
 def _declared_input_size(model: nn.Module) -> tuple[int, ...] | None:
-    """Channels and spatial size of the images a model is made for."""
+    """The size of the images a model is made for; with their channels, as timm says it, or without."""
     config = getattr(model, "pretrained_cfg", None)
     declared = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
     if not isinstance(declared, tuple | list):
-        return None
+        sides: Any = getattr(getattr(model, "config", None), "image_size", None) or getattr(model, "in_size", None)
+        sides = (sides, sides) if type(sides) is int else sides
+        is_size = isinstance(sides, tuple | list) and bool(sides) and all(type(side) is int for side in sides)
+        return tuple(sides) if is_size else None
     built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)  # which may have been asked otherwise
     return (declared[0], *built_for) if isinstance(built_for, tuple | list) else tuple(declared)
 

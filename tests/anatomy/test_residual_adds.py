@@ -132,3 +132,18 @@ def test_a_module_that_adds_may_be_given_its_operands_in_a_list(add: type[nn.Mod
     assert [(site.block, site.where) for site in plan] == [
         (block, where) for block in "12" for where in ("branch", "branch", "skip")
     ]
+
+
+def test_a_gate_that_is_computed_by_layers_at_a_lower_resolution_makes_no_long_skip() -> None:
+    class Air(nn.Module):
+        """As in AirNet."""
+
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.body, self.attention = conv(channels, channels), nn.Sequential(conv(channels, 4, 2), conv(4, channels))
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate = torch.sigmoid(F.interpolate(self.attention(x), size=x.shape[-2:]))
+            return x + self.body(x) * gate
+
+    assert names(nn.Sequential(conv(3, 8, 2), Air(8), Air(8)), IMAGE) == [(2, ["1", "2"])]
