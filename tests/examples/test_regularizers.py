@@ -283,5 +283,6 @@ def test_a_report_of_long_fine_tunings(tmp_path: Path) -> None:
     panels = results.plot().get_axes()
     assert [len(panel.lines) for panel in panels] == [3, 3, 3]
     assert [*panels[0].lines[0].get_ydata()] == [72, 73]
+    assert [label.get_text() for label in panels[-1].get_xticklabels()] == ["12", "40"]
     regularizers.main(["--report", "--output", str(tmp_path / "long.csv")])
     assert (tmp_path / "long-epochs.png").stat().st_size > 10_000
