@@ -70,7 +70,9 @@ class LongResults:
                         scores.setdefault(name, {})[line["seed"]] = float(line[name])
         places = {name: place for place, name in enumerate(order)}
         for training, rows in found.items():
-            self.runs[training] = {row: rows[row] for row in sorted(rows, key=lambda row: (places[row[0]], row[1]))}
+            self.runs[training] = {
+                row: rows[row] for row in sorted(rows, key=lambda row: (places.get(row[0], len(places)), row[1]))
+            }
 
     def best(self, training: Training) -> dict[str, Row]:
         """Of each setting the row with the highest mean accuracy: its best number of epochs."""

@@ -150,6 +150,14 @@ def test_mistakes_are_said_before_anything_is_trained(tmp_path: Path, words: lis
     assert not (tmp_path / "study.csv").exists()
 
 
+def test_a_file_with_other_columns_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "study.csv").write_text("dataset,network,accuracy\ndigits,resnet,70\n")
+    for words in (["--networks", "resnet"], ["--report"]):
+        with pytest.raises(SystemExit, match=r"the columns of .*study\.csv are not dataset, network, images"):
+            run(tmp_path, *words)
+    assert len((tmp_path / "study.csv").read_text().splitlines()) == 2
+
+
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="there are no results in"):
         run(tmp_path, "--report")
