@@ -167,16 +167,27 @@ def stages(sites) -> set[int]:
     return {site.stage for site in sites}
 
 
-@pytest.mark.parametrize("network", ["plain", "resnet"])
-@pytest.mark.parametrize("name", SETTINGS)
-def test_every_setting_is_what_its_name_says(network: str, name: str) -> None:
-    setting = SETTINGS[name]
+@pytest.mark.parametrize(
+    ("network", "setting"),
+    [
+        *((network, setting) for network in ("plain", "resnet") for setting in (*TABLE, *SWEEPS)),
+        *(("resnet", setting) for setting in LONG),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_every_setting_is_what_its_name_says(network: str, setting: Setting) -> None:
     if not applies(network, "table", setting):
         return
     net = make_network(network, 10, setting).train()
     schedule = put_in(net, setting, TINY.image_size, steps=2)
     sites = dropblock_sites(net)
     assert bool(sites) == setting.drops == (schedule is not None)
+    if setting in LONG and sites:
+        assert len(stages(sites)) == (2 if "two stages" in setting.name else 1)
+        places = (
+            {"output"} if "output" in setting.name else {"end"} if "DropPath" in setting.name else {"branch", "skip"}
+        )
+        assert {site.where for site in sites} == places
     goal = {stage: 1 - (1 - setting.keep_prob) / 4 ** (max(stages(sites)) - stage) for stage in stages(sites)}
     assert {site.keep_prob for site in sites} == ({1.0} if sites and setting.scheduled else set(goal.values()))
     torch.manual_seed(1)
