@@ -41,8 +41,9 @@ from lib.doubts import (
     reliability,
     unknown_auroc,
 )
-from lib.doubts_results import KEY, OTHERS, DoubtsResults, read, write
+from lib.doubts_results import FIELDS, KEY, OTHERS, DoubtsResults, write
 from lib.pool import run_all
+from lib.results import read
 from lib.settings import DOUBTS, DOUBTS_SWEEP, RECIPES, Recipe, Setting
 from lib.trials import Images, Source, load, scores, train
 
@@ -137,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
     source = (args.dataset, None, args.root, args.download)
     load_data(*source)  # the download is done before there are several processes
     check_device(args.device)
-    done = {tuple(line[name] for name in KEY) for line in read(args.output)}
+    done = {tuple(line[name] for name in KEY) for line in read(args.output, FIELDS)}
     runs = {}
     for seed, network, part in itertools.product(range(args.seeds), args.networks, args.parts):
         recipe = RECIPES[network]

@@ -72,7 +72,7 @@ class DoubtsResults:
 
     def __init__(self, path: Path, order: Sequence[str]) -> None:
         found: dict[Training, dict[tuple[str, str], Curves]] = {}
-        for line in read(path):
+        for line in read(path, FIELDS):
             training = Training(*(line[name] for name in Training._fields))
             row = found.setdefault(training, {}).setdefault((line["setting"], line["method"]), {})
             for name in (*_NUMBERS, *_CURVES):
@@ -82,7 +82,7 @@ class DoubtsResults:
             raise SystemExit(f"error: there are no results in {path} yet")
         places = {name: place for place, name in enumerate(order)}
         self.rows = {
-            training: {_title(*row): rows[row] for row in sorted(rows, key=lambda row: places[row[0]])}
+            training: {_title(*row): rows[row] for row in sorted(rows, key=lambda row: places.get(row[0], len(places)))}
             for training, rows in found.items()
         }
 

@@ -70,7 +70,9 @@ class LongResults:
                         scores.setdefault(name, {})[line["seed"]] = float(line[name])
         places = {name: place for place, name in enumerate(order)}
         for training, rows in found.items():
-            self.runs[training] = {row: rows[row] for row in sorted(rows, key=lambda row: (places[row[0]], row[1]))}
+            self.runs[training] = {
+                row: rows[row] for row in sorted(rows, key=lambda row: (places.get(row[0], len(places)), row[1]))
+            }
 
     def best(self, training: Training) -> dict[str, Row]:
         """Of each setting the row with the highest mean accuracy: its best number of epochs."""
@@ -116,6 +118,9 @@ class LongResults:
                 panel.set_ylabel(unit if column == 0 else "")
             grid[0, column].set_title(str(training), fontsize=10)
             grid[-1, column].set_xlabel("epochs")
+        epochs = sorted({row.epochs for rows in self.runs.values() for row in rows})
+        grid[0, 0].set_xticks(epochs, [str(number) for number in epochs])
+        grid[0, 0].minorticks_off()
         grid[0, 0].legend(fontsize=8, frameon=False)
         return figure
 
@@ -156,8 +161,6 @@ def _draw(axis: Axes, points: Mapping[int, Runs], label: str, color: str) -> Non
     axis.plot(epochs, means, color=color, marker="o", markersize=3, label=label)
     low, high = ([value + sign * error for value, error in zip(means, errors, strict=True)] for sign in (-1, 1))
     axis.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
-    axis.set_xscale("log")
-    axis.set_xticks(epochs, [str(epoch) for epoch in epochs])
-    axis.minorticks_off()
+    axis.set_xscale("log", base=2)
     axis.grid(color="#dddddd", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)

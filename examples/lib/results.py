@@ -42,11 +42,19 @@ class Column(NamedTuple):
         return f"{self.network}, {self.images} images, {self.epochs} epochs"
 
 
-def read(path: Path) -> list[dict[str, str]]:
+def read(path: Path, fields: Sequence[str] = FIELDS) -> list[dict[str, str]]:
+    """The lines of a file; none if it is not there.
+
+    Raises:
+        SystemExit: the columns are not `fields`.
+    """
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != tuple(fields):
+            raise SystemExit(f"error: the columns of {path} are not {', '.join(fields)}; give another --output")
+        return list(reader)
 
 
 def write(row: Sequence[object], path: Path) -> None:

@@ -150,6 +150,14 @@ def test_mistakes_are_said_before_anything_is_trained(tmp_path: Path, words: lis
     assert not (tmp_path / "study.csv").exists()
 
 
+def test_a_file_with_other_columns_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "study.csv").write_text("dataset,network,accuracy\ndigits,resnet,70\n")
+    for words in (["--networks", "resnet"], ["--report"]):
+        with pytest.raises(SystemExit, match=r"the columns of .*study\.csv are not dataset, network, images"):
+            run(tmp_path, *words)
+    assert len((tmp_path / "study.csv").read_text().splitlines()) == 2
+
+
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="there are no results in"):
         run(tmp_path, "--report")
@@ -159,16 +167,27 @@ def stages(sites) -> set[int]:
     return {site.stage for site in sites}
 
 
-@pytest.mark.parametrize("network", ["plain", "resnet"])
-@pytest.mark.parametrize("name", SETTINGS)
-def test_every_setting_is_what_its_name_says(network: str, name: str) -> None:
-    setting = SETTINGS[name]
+@pytest.mark.parametrize(
+    ("network", "setting"),
+    [
+        *((network, setting) for network in ("plain", "resnet") for setting in (*TABLE, *SWEEPS)),
+        *(("resnet", setting) for setting in LONG),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_every_setting_is_what_its_name_says(network: str, setting: Setting) -> None:
     if not applies(network, "table", setting):
         return
     net = make_network(network, 10, setting).train()
     schedule = put_in(net, setting, TINY.image_size, steps=2)
     sites = dropblock_sites(net)
     assert bool(sites) == setting.drops == (schedule is not None)
+    if setting in LONG and sites:
+        assert len(stages(sites)) == (2 if "two stages" in setting.name else 1)
+        places = (
+            {"output"} if "output" in setting.name else {"end"} if "DropPath" in setting.name else {"branch", "skip"}
+        )
+        assert {site.where for site in sites} == places
     goal = {stage: 1 - (1 - setting.keep_prob) / 4 ** (max(stages(sites)) - stage) for stage in stages(sites)}
     assert {site.keep_prob for site in sites} == ({1.0} if sites and setting.scheduled else set(goal.values()))
     torch.manual_seed(1)
@@ -283,5 +302,6 @@ def test_a_report_of_long_fine_tunings(tmp_path: Path) -> None:
     panels = results.plot().get_axes()
     assert [len(panel.lines) for panel in panels] == [3, 3, 3]
     assert [*panels[0].lines[0].get_ydata()] == [72, 73]
+    assert [label.get_text() for label in panels[-1].get_xticklabels()] == ["12", "40"]
     regularizers.main(["--report", "--output", str(tmp_path / "long.csv")])
     assert (tmp_path / "long-epochs.png").stat().st_size > 10_000

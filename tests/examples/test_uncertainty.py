@@ -126,9 +126,9 @@ def test_the_study_runs_goes_on_and_is_reported(tmp_path: Path, capsys: pytest.C
     plain, scaled, *_ = first
     assert plain["accuracy"] == scaled["accuracy"]
     assert plain["nll"] != scaled["nll"]
-    both = run(tmp_path, "--settings", *settings, "--seeds", "2")
+    both = run(tmp_path, "--settings", "none", "--seeds", "2")
     assert both[: len(first)] == first
-    assert [line["seed"] for line in both] == ["0"] * 6 + ["1"] * 6
+    assert [line["seed"] for line in both] == ["0"] * 6 + ["1"] * 2
     printed = capsys.readouterr().out
     assert "### resnet, 50 images of digits, 1 epochs" in printed
     run(tmp_path, "--report")
