@@ -1,6 +1,6 @@
 """The price of a site: small maps, where the host's time counts, and whole training steps.
 
-    python tests/benchmarks/sites.py                 # 10 minutes on one core
+    python tests/benchmarks/sites.py                 # 6 minutes on one core
     python tests/benchmarks/sites.py --seconds 2     # rough figures
 
 DropBlock, torchvision's and timm's, Dropout2d and a multiplication take turns in one run. The figures are medians of
@@ -139,20 +139,21 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    print(f"{machine()}; medians, in one run", flush=True)
-    maps = {}
+    header = ("forward and backward", *OPERATORS)
+    print(f"{machine()}; medians, in one run\n\n{markdown(header, [])}", flush=True)
+
+    def print_row(*cells: str) -> None:
+        print(markdown(header, [cells]).splitlines()[-1], flush=True)
+
+    maps, networks = {}, {}
     for shape, keep_prob, block_size in MAPS:
         case = f"{'x'.join(map(str, shape))}, keep_prob {keep_prob}, block {block_size}"
-        maps[case] = measure_map(shape, keep_prob, block_size, arguments.device, arguments.seconds / 10)
-    networks = {
-        name: measure_network(name, arguments.device, arguments.seconds, arguments.compile)
-        for name in arguments.networks
-    }
-    rows = [(case, *(f"{found[name] * 1e6:.0f} µs" for name in OPERATORS)) for case, found in maps.items()]
-    for name, found in networks.items():
+        maps[case] = found = measure_map(shape, keep_prob, block_size, arguments.device, arguments.seconds / 10)
+        print_row(case, *(f"{found[name] * 1e6:.0f} µs" for name in OPERATORS))
+    for name in arguments.networks:
+        networks[name] = found = measure_network(name, arguments.device, arguments.seconds, arguments.compile)
         cells = (f"{found[one] / found[NONE]:.3f}" if one in found else "" for one in OPERATORS)
-        rows.append((f"{name}, step over that of {found[NONE] * 1e3:.0f} ms without DropBlock", *cells))
-    print(markdown(("forward and backward", *OPERATORS), rows))
+        print_row(f"{name}, step over that of {found[NONE] * 1e3:.0f} ms without DropBlock", *cells)
     plot(maps, networks, arguments.output)
 
 
