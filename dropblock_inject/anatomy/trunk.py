@@ -47,6 +47,7 @@ def find_trunk_levels(
     )
     trunks = _children(trace, TRUNKS)
     found = found.filter(lambda block: all(_is_in(block, trunks[m]) for m in trunks if block.name.startswith(m)))
+    found = found.filter(lambda block: not geometry.gates.issuperset(_results(block)))
     blocks = found.residual + _beside(found.residual, found.composite, trace)
     convolves = any(_convolves(block) and block.output[1] not in raised for block in found.residual)
     if not convolves or _is_behind_a_plain_network(blocks, found, geometry):
@@ -106,6 +107,11 @@ def _reason(found: Blocks, encoder: Blocks) -> str:
     if not any(encoder):
         return "it only raises the resolution, as a decoder or a generator does; a trunk leads to lower resolutions"
     return "its convolutions only cut patches or put out the result"
+
+
+def _results(block: Block) -> list[Value]:
+    """The sums of a residual block; of any other its output."""
+    return [residual.add.outputs[0] for residual in block.residuals] or [block.output[1]]
 
 
 def _is_in(block: Block, prefixes: tuple[str, ...]) -> bool:
