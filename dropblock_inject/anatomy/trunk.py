@@ -66,10 +66,11 @@ def _is_behind_a_plain_network(blocks: list[Block], found: Blocks, geometry: Geo
         unit
         for block in (*found.composite, *found.single)
         for unit in block.units
-        if block.order < start and unit.is_activated(block.scope)
+        if block.order < start and unit.op.kind == "convolution" and unit.is_activated(block.scope)
     ]
     levels = {feature_map.level for unit in units if (feature_map := geometry.map_of(unit.convolved))}
-    return len(levels) > 1 and len(units) > sum(len(block.units) for block in blocks)
+    inside = [unit for block in blocks for unit in block.units if unit.op.kind == "convolution"]
+    return len(levels) > 1 and len(units) > len(inside)
 
 
 def _without_shortcuts(model: str, found: Blocks, trace: Trace, raised: set[Value]) -> list[Block]:

@@ -176,3 +176,31 @@ def test_a_network_without_a_trunk_is_refused_with_the_true_reason(net: nn.Modul
     with pytest.raises(DropBlockInjectError, match=reason) as refusal:
         find_stages(net, IMAGE)
     assert "transformer" not in str(refusal.value)
+
+
+def test_a_transformer_behind_a_convolutional_embedding_of_a_signal_is_refused() -> None:
+    """As in Wav2Vec2: its positions are embedded by a convolution with a shortcut, which is no trunk either."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(16, 16, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + F.gelu(self.conv(x.transpose(1, 2)).transpose(1, 2))
+
+    class Speech(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Sequential(*(nn.Sequential(nn.Conv1d(n, 16, 3, 2, 1), nn.GELU()) for n in (1, 16, 16)))
+            self.positions = Positions()
+            self.layers = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(4)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.positions(self.embed(x).transpose(1, 2))
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    with pytest.raises(DropBlockInjectError, match=r"9 residual adds.* transformer or an MLP"):
+        find_stages(Speech(), torch.empty(1, 1, 256))
