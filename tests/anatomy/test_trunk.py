@@ -151,6 +151,12 @@ def test_a_residual_block_behind_a_plain_network_is_not_all_of_the_trunk() -> No
     ]
 
 
+def test_a_module_of_several_units_behind_a_plain_network_is_not_all_of_the_trunk() -> None:
+    stages = [conv(3, 8, 2), conv(8, 8), conv(8, 16, 2), conv(16, 16), conv(16, 32, 2), conv(32, 32)]
+    net = nn.Sequential(*stages, DoubleConv(32, 32))
+    assert names(net, IMAGE) == [(2, ["0.0", "1.0"]), (4, ["2.0", "3.0"]), (8, ["4.0", "5.0", "6"])]
+
+
 def test_a_stem_before_residual_blocks_of_one_resolution_is_no_trunk() -> None:
     net = nn.Sequential(conv(3, 8, 2), conv(8, 8, 2), conv(8, 16, 2), *(Residual(16, 16) for _ in range(3)))
     assert names(net, IMAGE) == [(8, ["3", "4", "5"])]
