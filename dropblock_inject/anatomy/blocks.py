@@ -135,6 +135,7 @@ def _residual_blocks(trace: Trace, geometry: Geometry, units: list[ConvNormAct])
             if not branch.isdisjoint((unit.op, unit.convolved.producer))
             and not any(other.contains(unit.op) for other in inner)
             and _is_on(geometry, unit, feature_map)
+            and (unit.convolved not in geometry.gates or unit.is_gate(scope))
         ]
         if scope.parent is not None:
             output = _map_output(scope, geometry) or (None, total)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..tracing.operations import MOVES, POOLS, RESAMPLES, RESIZES
 from ..tracing.trace import Op, Trace, Value, ancestors, first_convolution
+from .gates import gate_values
 
 _SIZE_TOLERANCE = 2  # pixels that convolutions without padding may take from an axis
 
@@ -61,9 +62,11 @@ class Geometry:
 
     Attributes:
         image_size: spatial size of the image, in pixels.
+        gates: the tensors that only weigh others, see :func:`gate_values`.
     """
 
     image_size: tuple[int, ...]
+    gates: set[Value] = field(repr=False)
     _layouts: dict[Value, _Layout] = field(repr=False)
 
     @classmethod
@@ -77,7 +80,7 @@ class Geometry:
         # or if the image is resized first, it is the input of the first convolution: detectors resize lists of images.
         images = [] if _is_resized(first) else [v for v in trace.inputs if len(v.shape) == len(first.shape)]
         image = max(images, key=lambda value: prod(value.shape[2:]), default=first)
-        return cls(image.shape[2:], _Layouts(image, first).of(trace, images))
+        return cls(image.shape[2:], gate_values(trace), _Layouts(image, first).of(trace, images))
 
     def map_of(self, value: Value) -> FeatureMap | None:
         """The feature map that a tensor is; None if it is not one, has one pixel, or one channel (a gate)."""

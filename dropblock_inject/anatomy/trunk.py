@@ -28,9 +28,9 @@ def find_trunk_levels(
 
     The trunk consists of the residual blocks that convolve and of the blocks beside them, in the same containers or of
     the same class. In a network without shortcuts it consists of the modules of several convolution units, or else of
-    the units themselves; and of the residual blocks at its end, if there are any. The blocks of the trunk lead to the
-    lowest resolution, on the way down: a decoder, the top-down part of a pyramid, and the path down again of a PAN neck
-    are not parts of it.
+    the units themselves; and of the blocks at its end, if that is where all of them are. The blocks of the trunk lead
+    to the lowest resolution, on the way down: a decoder, the top-down part of a pyramid, and the path down again of a
+    PAN neck are not parts of it.
 
     Raises:
         NoTrunkError: there are none.
@@ -47,10 +47,11 @@ def find_trunk_levels(
     )
     trunks = _children(trace, TRUNKS)
     found = found.filter(lambda block: all(_is_in(block, trunks[m]) for m in trunks if block.name.startswith(m)))
+    found = found.filter(lambda block: not geometry.gates.issuperset(_results(block)))
     blocks = found.residual + _beside(found.residual, found.composite, trace)
     convolves = any(_convolves(block) and block.output[1] not in raised for block in found.residual)
     if not convolves or _is_behind_a_plain_network(blocks, found, geometry):
-        blocks = _without_shortcuts(type(model).__name__, found, trace, raised)
+        blocks = _without_shortcuts(type(model).__name__, found, trace, geometry, raised)
     blocks = _before_neck(sorted(blocks, key=lambda block: block.order), raised)
     levels = _leading_down(blocks_by_level(blocks, strides_dilated_away(model)))
     return levels, placed(every, list(levels.values()), raised, trace, geometry), found.units
@@ -65,13 +66,17 @@ def _is_behind_a_plain_network(blocks: list[Block], found: Blocks, geometry: Geo
         unit
         for block in (*found.composite, *found.single)
         for unit in block.units
-        if block.order < start and unit.is_activated(block.scope)
+        if block not in blocks
+        and block.order < start
+        and unit.op.kind == "convolution"
+        and unit.is_activated(block.scope)
     ]
     levels = {feature_map.level for unit in units if (feature_map := geometry.map_of(unit.convolved))}
-    return len(levels) > 1 and len(units) > sum(len(block.units) for block in blocks)
+    inside = [unit for block in blocks for unit in block.units if unit.op.kind == "convolution"]
+    return len(levels) > 1 and len(units) > len(inside)
 
 
-def _without_shortcuts(model: str, found: Blocks, trace: Trace, raised: set[Value]) -> list[Block]:
+def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geometry, raised: set[Value]) -> list[Block]:
     """The trunk of a network in which residual blocks do not make up the trunk."""
     embeddings = tuple(name for names in _children(trace, EMBEDDINGS).values() for name in names)
     if embeddings:
@@ -81,7 +86,9 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, raised: set[Valu
     singles = [
         block for block in encoder.single if not block.units[0].cuts_patches and not puts_out_result(block, read)
     ]
-    blocks = encoder.composite or singles
+    blocks = list(encoder.composite)
+    if not blocks or _is_behind_a_plain_network(blocks, encoder, geometry):
+        blocks += singles
     # What neither norm nor activation follows is linear: an embedding of positions, a change of resolution.
     units = [unit for block in blocks for unit in block.units if unit.tail(block.scope) is not unit.convolved]
     adds = count_residuals(trace)
@@ -106,6 +113,11 @@ def _reason(found: Blocks, encoder: Blocks) -> str:
     if not any(encoder):
         return "it only raises the resolution, as a decoder or a generator does; a trunk leads to lower resolutions"
     return "its convolutions only cut patches or put out the result"
+
+
+def _results(block: Block) -> list[Value]:
+    """The sums of a residual block; of any other its output."""
+    return [residual.add.outputs[0] for residual in block.residuals] or [block.output[1]]
 
 
 def _is_in(block: Block, prefixes: tuple[str, ...]) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 
-from ..tracing.operations import NONLINEAR, SAME_VALUES, UPSAMPLES
+from ..tracing.operations import UPSAMPLES
 from ..tracing.trace import Op, Trace, Value, first_convolution
 from .feature_maps import Geometry
+from .gates import is_factor
 
 
 def raising_ops(trace: Trace, geometry: Geometry) -> set[Op]:
@@ -18,7 +19,7 @@ def raising_ops(trace: Trace, geometry: Geometry) -> set[Op]:
     first = first_convolution(trace)
     if first is None:
         return set()
-    return {op for op in trace.ops[first.index :] if _raises(op, geometry) and not _is_gate(op.outputs[0])}
+    return {op for op in trace.ops[first.index :] if _raises(op, geometry) and not _is_of_gate(op, geometry)}
 
 
 def raised_values(trace: Trace, geometry: Geometry, branches: Iterable[tuple[Value, list[Op]]]) -> set[Value]:
@@ -45,7 +46,11 @@ def raised_values(trace: Trace, geometry: Geometry, branches: Iterable[tuple[Val
 def leads_to_gates(ops: list[Op], geometry: Geometry) -> bool:
     """Whether some of these operations raise the resolution, and only that of gates."""
     upsampling = [op for op in ops if _raises(op, geometry)]
-    return bool(upsampling) and all(_is_gate(op.outputs[0]) for op in upsampling)
+    return bool(upsampling) and all(_is_of_gate(op, geometry) for op in upsampling)
+
+
+def _is_of_gate(op: Op, geometry: Geometry) -> bool:
+    return op.outputs[0] in geometry.gates or is_factor(op.outputs[0])
 
 
 def _raises(op: Op, geometry: Geometry) -> bool:
@@ -56,16 +61,3 @@ def _raises(op: Op, geometry: Geometry) -> bool:
 def is_larger(op: Op, value: Value) -> bool:
     """Whether an upsampling puts out more pixels than a map has."""
     return prod(op.outputs[0].shape[2:]) > prod(value.shape[2:])
-
-
-def _is_gate(value: Value) -> bool:
-    """Whether a tensor, or its sigmoid, is nothing but a factor that another tensor is multiplied by."""
-    if not value.readers:
-        return False
-    for op in value.readers:
-        if op.kind in NONLINEAR | SAME_VALUES and len(op.inputs) == 1:
-            if not _is_gate(op.outputs[0]):
-                return False
-        elif op.kind != "mul" or len(op.inputs) < 2:
-            return False
-    return True

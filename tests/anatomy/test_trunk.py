@@ -151,6 +151,12 @@ def test_a_residual_block_behind_a_plain_network_is_not_all_of_the_trunk() -> No
     ]
 
 
+def test_a_module_of_several_units_behind_a_plain_network_is_not_all_of_the_trunk() -> None:
+    stages = [conv(3, 8, 2), conv(8, 8), conv(8, 16, 2), conv(16, 16), conv(16, 32, 2), conv(32, 32)]
+    net = nn.Sequential(*stages, DoubleConv(32, 32))
+    assert names(net, IMAGE) == [(2, ["0.0", "1.0"]), (4, ["2.0", "3.0"]), (8, ["4.0", "5.0", "6"])]
+
+
 def test_a_stem_before_residual_blocks_of_one_resolution_is_no_trunk() -> None:
     net = nn.Sequential(conv(3, 8, 2), conv(8, 8, 2), conv(8, 16, 2), *(Residual(16, 16) for _ in range(3)))
     assert names(net, IMAGE) == [(8, ["3", "4", "5"])]
@@ -176,3 +182,31 @@ def test_a_network_without_a_trunk_is_refused_with_the_true_reason(net: nn.Modul
     with pytest.raises(DropBlockInjectError, match=reason) as refusal:
         find_stages(net, IMAGE)
     assert "transformer" not in str(refusal.value)
+
+
+def test_a_transformer_behind_a_convolutional_embedding_of_a_signal_is_refused() -> None:
+    """As in Wav2Vec2: its positions are embedded by a convolution with a shortcut, which is no trunk either."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(16, 16, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + F.gelu(self.conv(x.transpose(1, 2)).transpose(1, 2))
+
+    class Speech(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Sequential(*(nn.Sequential(nn.Conv1d(n, 16, 3, 2, 1), nn.GELU()) for n in (1, 16, 16)))
+            self.positions = Positions()
+            self.layers = nn.ModuleList([nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(4)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.positions(self.embed(x).transpose(1, 2))
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    with pytest.raises(DropBlockInjectError, match=r"9 residual adds.* transformer or an MLP"):
+        find_stages(Speech(), torch.empty(1, 1, 256))

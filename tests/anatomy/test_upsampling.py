@@ -120,3 +120,23 @@ def test_a_decoder_by_unpooling_is_no_trunk() -> None:
             return self.head(self.up_one(out))
 
     assert names(SegNet(), IMAGE) == [(1, ["one.0.0", "one.1.0"]), (2, ["two.0.0", "two.1.0"])]
+
+
+def test_an_hourglass_that_computes_a_gate_is_neither_trunk_nor_the_end_of_it() -> None:
+    class Attention(nn.Module):
+        """As in the residual attention network."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.middle, self.low = Residual(16, 16), Residual(16, 16), Residual(16, 16)
+            self.mask = nn.Sequential(conv(16, 16), nn.Conv2d(16, 16, 1), nn.Sigmoid())
+
+        def forward(self, x: Tensor) -> Tensor:
+            middle = self.middle(F.max_pool2d(x, 2))
+            mask = F.interpolate(
+                middle + F.interpolate(self.low(F.max_pool2d(middle, 2)), scale_factor=2), scale_factor=2
+            )
+            return self.body(x) * (1 + self.mask(mask))
+
+    net = nn.Sequential(Residual(3, 16, 2), Attention(), Residual(16, 16, 2), Attention(), Residual(16, 16, 2))
+    assert names(net, IMAGE) == [(2, ["0", "1.body"]), (4, ["2", "3.body"]), (8, ["4"])]

@@ -158,6 +158,9 @@ def _depth(stages: list[Stage], ran: Ran, images: Tensor) -> list[str]:
     problems = []
     if 4 * len(deeper) > len(ran.before_up):
         problems.append(f"the trunk ends at maps of {stages[-1].map_size}; deeper are {', '.join(deeper[:3])}")
+    resolutions = [size for size, count in Counter(ran.before_up.values()).items() if count > 1 and size in ran.spatial]
+    if 2 * len(stages) < len(resolutions):
+        problems.append(f"convolutions at {len(resolutions)} resolutions make {len(stages)} stages")
     for stage in stages:
         for block in stage.blocks:
             if (size := ran.sizes.get(block.name)) and prod(size) > 4 * prod(stage.map_size):
