@@ -16,12 +16,13 @@ from lib.command_line import _OPTIONS, errors_in_a_sentence
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(str(file.relative_to(EXAMPLES)) for part in ("*.py", "pages/*.py") for file in EXAMPLES.glob(part))
-TRAINERS = {"with_lightning.py": "lightning", "with_transformers.py": "transformers"}
+TRAINERS = {"with_lightning.py": "lightning", "with_transformers.py": "transformers", "yolo.py": "ultralytics"}
 # Every other option of an example. Where one means the same as another, it must have the same name.
 OF_ONE_SCRIPT = {
     "finetune.py": {"--amp", "--compile", "--recalibrate", "--passes"},
     "distributed.py": {"--strategy", "--sync-bn", "--save-every"},
     "segmentation.py": {"--uncertainty"},
+    "yolo.py": {"--weights", "--data"},
     "regularizers.py": {"--networks", "--parts", "--settings", "--seeds", "--jobs", "--report"},
     "uncertainty.py": {"--networks", "--parts", "--settings", "--seeds", "--jobs", "--report"},
     "pages/kept_share.py": {"--pixels"},
