@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", metavar="FILE", help="a dataset of your own: the .yaml that ultralytics takes")
     add_options(parser, "max_samples", image_size=160)
     add_options(parser, "stages", "include", "keep_prob", "block_size")
-    add_options(parser, "seed", "device", "workers", epochs=10, batch_size=16, lr=2e-3)
+    add_options(parser, "seed", "device", "workers", epochs=10, batch_size=8, lr=2e-3)
     add_options(parser, output="runs/yolo")
     args, _ = parse_arguments(parser, argv)
     for file in filter(None, (args.weights, args.data)):
