@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         plots=False,
         save_dir=str(output),
     )
-    keep_prob = min(site.keep_prob for site in dropblock_sites(yolo.trainer.model))
+    keep_prob = min(site.keep_prob or 1 for site in dropblock_sites(yolo.trainer.model))
     print(f"mAP50 {results.box.map50:.1%}, keep_prob {keep_prob:.3f}; the weights are in {yolo.trainer.best}")
 
 

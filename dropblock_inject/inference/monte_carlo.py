@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +16,7 @@ from ..surgery.keep_prob import keep_prob_of, set_keep_prob
 from ..surgery.splice import dropping_layers
 from ..surgery.status import check_dropblock
 
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _SETTINGS = ("enabled", "rescale", "keep_prob", "p", "drop_prob")  # the attributes that the context changes
 
 
@@ -22,7 +25,8 @@ def mc_dropblock(model: nn.Module, *, keep_prob: float | None = None, rescale: R
     """Within this context every DropBlock of `model` drops, in eval mode too; afterwards each is as it was before.
 
     Nothing else changes: BatchNorm, Dropout and the rest are in the mode that they are in. Layers that were injected by
-    ``layer=`` are on as well.
+    ``layer=`` are on as well. Call ``model.eval()`` before: within the context it would switch DropBlock off again.
+    Another thread that enters the context of the same model waits.
 
     The network must have been trained with DropBlock. One that was not collapses when parts of its maps are missing
     (figure 5 of the paper, arXiv 1810.12890), and its passes say nothing. A checkpoint of weights does not tell:
@@ -68,21 +72,35 @@ def mc_dropblock(model: nn.Module, *, keep_prob: float | None = None, rescale: R
         )
     check_arguments(1.0, 1, rescale)
     check_dropblock(model)
-    modes = [(module, module.training) for layer in layers for module in layer.modules()]
-    settings = [(layer, name, getattr(layer, name)) for layer in layers for name in _SETTINGS if hasattr(layer, name)]
-    try:
-        for layer in layers:
-            layer.train()
-            if hasattr(layer, "enabled"):  # a DropBlock, or another layer within dropblock_disabled
-                vars(layer)["enabled"] = True
-            if keep_prob is not None:
-                set_keep_prob(layer, keep_prob)
-            if isinstance(layer, DropBlock):
-                layer.rescale = rescale
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for layer, name, value in settings:
-            if getattr(layer, name) != value:
-                setattr(layer, name, value)
+    unreadable = {type(layer).__name__ for layer in layers if keep_prob_of(layer) is None}
+    if keep_prob is not None and unreadable:
+        raise DropBlockValueError(
+            f"keep_prob={keep_prob} cannot be set on a {', '.join(sorted(unreadable))}: an injected layer needs a "
+            "number as its attribute keep_prob, p or drop_prob"
+        )
+    with mc_lock(model):
+        modes = [(module, module.training) for layer in layers for module in layer.modules()]
+        settings = [
+            (layer, name, getattr(layer, name)) for layer in layers for name in _SETTINGS if hasattr(layer, name)
+        ]
+        try:
+            for layer in layers:
+                layer.train()
+                if hasattr(layer, "enabled"):  # a DropBlock, or another layer within dropblock_disabled
+                    vars(layer)["enabled"] = True
+                if keep_prob is not None:
+                    set_keep_prob(layer, keep_prob)
+                if isinstance(layer, DropBlock):
+                    layer.rescale = rescale
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for layer, name, value in settings:
+                if getattr(layer, name) != value:
+                    setattr(layer, name, value)
+
+
+def mc_lock(model: nn.Module) -> threading.RLock:
+    """The lock of a model, by which one thread at a time has DropBlock on."""
+    return _locks.setdefault(model, threading.RLock())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DropBlockTypeError, DropBlockValueError
-from .monte_carlo import mc_dropblock
+from .monte_carlo import mc_dropblock, mc_lock
 from .prediction import Activation, Gathering, Prediction
-from .shared_beginning import SharedBeginning, batch_size, repeating, shared_beginning
+from .shared_beginning import StaleError, batch_size, forget, repeating, shared_beginning
 
 # A tensor of the part that is repeated may have as many elements as in a plain pass, and at least so many.
 _ELEMENTS = 2**26
@@ -33,8 +33,9 @@ def mc_predict(
     DropBlocks, and without gradients; modes and hooks are as before afterwards. Each pass has new masks, drawn from
     torch's random stream as in training (Gal and Ghahramani, arXiv 1506.02142, with the masks of DropBlock).
 
-    The part of the network before the first site is computed once. Where it cannot be told from the rest (a compiled
-    model, code that uses the batch size), the whole model runs `samples` times, which gives the same distribution.
+    The part of the network before the first site is computed once. Where it cannot be told from the rest, or where the
+    rest may mix the images of a batch, the whole model runs `samples` times, which gives the same distribution. So it
+    does for a compiled model, and for code that uses the batch size.
 
     Args:
         model: see :func:`mc_dropblock`.
@@ -74,72 +75,76 @@ def mc_predict(
 
     if not isinstance(model, nn.Module):
         raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    with _eval_mode(model), mc_dropblock(model), torch.no_grad():
+
+    def passes() -> Prediction:
+        gathering = Gathering(activation, keep_samples)
         beginning = shared_beginning(model, args, kwargs, pick)
-        parts = []
-        for images, batches in _passes(model, args, kwargs, samples, beginning):
-            gathering = Gathering(activation, keep_samples)
-            for passes, returned in batches:
-                gathering.add(pick(returned).unflatten(0, (images, passes)).transpose(0, 1))
-            parts.append(gathering.result())
-        return Prediction.cat(parts)
-
-
-def _passes(
-    model: nn.Module, args: tuple, kwargs: dict[str, Any], samples: int, beginning: SharedBeginning | None
-) -> Iterator[tuple[int, Iterator[tuple[int, Any]]]]:
-    """For as many images at a time as fit: their number, and passes.
-
-    Passes are what the model returned for several at a time, each image coming out of it so many times in a row.
-    """
-    images = batch_size(args, kwargs)
-    if beginning is None:
-        yield images, ((1, model(*args, **kwargs)) for _ in range(samples))
-        return
-    fit = max(_ELEMENTS, beginning.largest_of_all * images) // beginning.largest
-    entries = (*args, *kwargs.values())
-    can_be_cut = all(len(entry) == images for entry in entries if isinstance(entry, Tensor) and entry.dim() > 0)
-    can_be_cut &= not any(isinstance(entry, tuple | list | dict) for entry in entries)
-    at_a_time = min(images, max(1, fit // samples)) if can_be_cut else images
-    together = min(samples, max(1, fit // at_a_time))
-    with repeating(model, beginning) as repeat:
-
-        def batches(part: slice) -> Iterator[tuple[int, Any]]:
+        if beginning is None:
+            for _ in range(samples):
+                gathering.add(pick(model(*args, **kwargs))[None])
+            return gathering.result()
+        images = batch_size(args, kwargs)
+        together = max(1, max(_ELEMENTS, beginning.largest_of_all * images) // (beginning.largest * images))
+        with repeating(model, beginning) as repeat:
             for done in range(0, samples, together):
-                passes = min(together, samples - done)
-                repeat(passes)
-                yield passes, model(*_part(args, part), **dict(zip(kwargs, _part(kwargs.values(), part), strict=True)))
+                number = min(samples - done, together)
+                repeat(number)
+                outputs = pick(model(*args, **kwargs))
+                if len(outputs) != images * number:
+                    raise StaleError(f"{len(outputs)} outputs of {images} images, {number} times each")
+                gathering.add(outputs.unflatten(0, (images, number)).transpose(0, 1))
+        return gathering.result()
 
-        for first in range(0, images, at_a_time):
-            part = slice(first, first + at_a_time)
-            yield min(at_a_time, images - first), batches(part)
-
-
-def _part(entries: Iterable[Any], images: slice) -> list[Any]:
-    return [entry[images] if isinstance(entry, Tensor) and entry.dim() > 0 else entry for entry in entries]
+    with mc_lock(model), _eval_mode(model), mc_dropblock(model), torch.no_grad():
+        try:
+            return passes()
+        except (StaleError, RuntimeError):  # perhaps the model runs otherwise than it did at the last call
+            forget(model)
+            return passes()
 
 
 def _picked(returned: Any, output: str | int | Callable[[Any], Tensor] | None, activation: Activation) -> Tensor:
-    if callable(output):
-        picked = output(returned)
-    elif output is None:
-        picked = returned
-    elif isinstance(output, str) and not isinstance(returned, dict):
-        picked = getattr(returned, output)
-    else:
-        picked = returned[output]
-    if not isinstance(picked, Tensor):
-        kind = type(picked).__name__
-        has = f" with {', '.join(map(str, picked))}" if isinstance(picked, dict) else ""
+    """The tensor that `output` picks out of what a model returned.
+
+    Raises:
+        DropBlockTypeError: there is no such tensor.
+        DropBlockValueError: the activation needs an axis of classes, and there is none, or a single class.
+    """
+    try:
+        if callable(output):
+            picked = output(returned)
+        elif output is None:
+            picked = returned
+        elif isinstance(output, str) and not isinstance(returned, dict):
+            picked = getattr(returned, output)
+        else:
+            picked = returned[output]
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise DropBlockTypeError(
-            f"the model returned a {kind}{has}, which is no tensor: say by output= which part of it is meant, such as "
-            "output='out', output=0, or a callable"
+            f"output={output!r} is not in {_described(returned)}, which the model returned"
+        ) from error
+    if not isinstance(picked, Tensor):
+        raise DropBlockTypeError(
+            f"the model returned {_described(picked)}, which is no tensor: say by output= which part of it is meant, "
+            "such as output='out', output=0, or a callable"
         )
     if picked.dim() < 2 and activation != "sigmoid" and activation is not None:
         raise DropBlockValueError(
             f"the output has shape {tuple(picked.shape)}, without an axis of classes: use activation='sigmoid', or None"
         )
+    if activation == "softmax" and picked.shape[1] == 1:
+        raise DropBlockValueError(
+            f"the output has shape {tuple(picked.shape)}, a single class, of which the softmax is 1 everywhere: use "
+            "activation='sigmoid', or None"
+        )
     return picked
+
+
+def _described(returned: Any) -> str:
+    if isinstance(returned, Tensor):
+        return f"a tensor of shape {tuple(returned.shape)}"
+    has = f" with {', '.join(map(str, returned))}" if isinstance(returned, dict) else ""
+    return f"a {type(returned).__name__}{has}"
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 A trace tells which tensors cross from there to the rest. Where each of them is a feature map that only modules of the
 rest are given, hooks repeat it along the batch when these modules are called. So one call of the model computes the
-beginning for N images and the rest for N times as many, and each has masks of its own.
+beginning for N images and the rest for N times as many, and each has masks of its own. A second trace shows whether
+each image is on its own in the rest.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from ..errors import TraceError
 from ..surgery.hook import with_entry
 from ..surgery.owner_hook import OwnerHook
 from ..surgery.splice import dropping_layers, find_hooks
-from ..tracing.meta_copy import meta_copy, to_meta
-from ..tracing.trace import Call, Op, Trace, Value, trace_forward, unwrapped, without_data
+from ..tracing.trace import Call, Op, Trace, Value, trace_forward, unwrapped
+from .row_wise import numbers_in, stay_apart
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class SharedBeginning:
     largest_of_all: int
 
 
+class StaleError(RuntimeError):
+    """A model does not run as it did when its beginning was found."""
+
+
 _Key = tuple[Any, ...]
 _found: weakref.WeakKeyDictionary[nn.Module, tuple[_Key, SharedBeginning | None]] = weakref.WeakKeyDictionary()
 
@@ -68,34 +73,59 @@ def shared_beginning(
     key = (
         tuple(map(id, model.modules())),
         tuple(found.hook.place.key for found in find_hooks(model)),
-        [(tuple(tensor.shape), tensor.dtype) if isinstance(tensor, Tensor) else type(tensor) for tensor in args],
-        {name: tuple(entry.shape) if isinstance(entry, Tensor) else type(entry) for name, entry in kwargs.items()},
+        [_described(entry) for entry in args],
+        {name: _described(entry) for name, entry in kwargs.items()},
     )
     remembered = _found.get(model)
     if remembered is None or remembered[0] != key:
-        found = _find(model, args, kwargs)
-        if found is not None and not _repeats(model, found, args, kwargs, pick):
+        trace = _traced(model, args, kwargs)
+        found = None if trace is None else _find(model, trace, batch_size(args, kwargs))
+        if (
+            trace is not None
+            and found is not None
+            and not _repeats(model, found, args, kwargs, pick, numbers_in(trace))
+        ):
             found = None
         _found[model] = remembered = key, found
     return remembered[1]
 
 
+def forget(model: nn.Module) -> None:
+    """Forgets the beginning that is remembered of a model."""
+    _found.pop(model, None)
+
+
+def _described(entry: Any) -> Any:
+    if isinstance(entry, Tensor):
+        return tuple(entry.shape), entry.dtype
+    return entry if isinstance(entry, bool | int | float | str | None) else type(entry)
+
+
 @contextmanager
 def repeating(model: nn.Module, beginning: SharedBeginning) -> Iterator[Callable[[int], None]]:
-    """Within this context each image comes out of the model several times in a row; sets how many times."""
-    times = 1
+    """Within this context each image comes out of the model several times in a row; sets how many times.
+
+    A layer that drops something before the tensors are repeated raises :class:`StaleError`.
+    """
+    times, has_repeated = 1, False
 
     def set_times(number: int) -> None:
-        nonlocal times
-        times = number
+        nonlocal times, has_repeated
+        times, has_repeated = number, False
 
     def hook_for(key: int | str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            nonlocal has_repeated
+            has_repeated = True
             if isinstance(key, int):
                 return with_entry(args, key, _repeated(args[key], times)), kwargs
             return args, {**kwargs, key: _repeated(kwargs[key], times)}
 
         return hook
+
+    def check(module: nn.Module, args: tuple) -> None:
+        if not has_repeated:
+            raise StaleError(f"a {type(module).__name__} runs before the part that is repeated")
 
     modules = dict(model.named_modules())
     handles: list[RemovableHandle] = []
@@ -104,6 +134,7 @@ def repeating(model: nn.Module, beginning: SharedBeginning) -> Iterator[Callable
             # Before the hooks of a site, which may be on the same module.
             hook = hook_for(entry.argument)
             handles.append(modules[entry.module].register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+        handles += [layer.register_forward_pre_hook(check) for layer in dropping_layers(model).values()]
         yield set_times
     finally:
         for handle in handles:
@@ -115,7 +146,8 @@ def _repeated(tensor: Tensor, times: int) -> Tensor:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     last = formats.get(tensor.dim(), torch.contiguous_format)
     keep = last if tensor.is_contiguous(memory_format=last) else torch.contiguous_format
-    return tensor.repeat_interleave(times, 0).contiguous(memory_format=keep)
+    rows = torch.arange(len(tensor), device=tensor.device).repeat_interleave(times)
+    return tensor.index_select(0, rows).contiguous(memory_format=keep)
 
 
 def batch_size(args: tuple, kwargs: dict[str, Any]) -> int:
@@ -124,13 +156,17 @@ def batch_size(args: tuple, kwargs: dict[str, Any]) -> int:
     return len(tensors[0]) if tensors else 0
 
 
-def _find(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> SharedBeginning | None:
+def _traced(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trace | None:
     try:
         trace = trace_forward(model, args, kwargs)
     except TraceError:
         return None
-    geometry, batch = Geometry.of(trace), batch_size(args, kwargs)
-    if trace.error is not None or geometry is None or batch == 0:
+    return trace if trace.error is None else None
+
+
+def _find(model: nn.Module, trace: Trace, batch: int) -> SharedBeginning | None:
+    geometry = Geometry.of(trace)
+    if geometry is None or batch == 0:
         return None
     first = _first_site(model, trace)
     for start in sorted({call.first for call in trace.calls if call.first <= first}, reverse=True):
@@ -142,12 +178,17 @@ def _find(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> SharedBeginn
     return None
 
 
+_TIMES = 3  # images are repeated so often in a pass without data that shows whether they can be
+_RANDOM = ("bernoulli", "exponential", "multinomial", "native_dropout", "normal", "rand", "uniform")
+
+
 def _first_site(model: nn.Module, trace: Trace) -> int:
     """The operation before which no site has any part in the pass."""
     layers = set(map(id, dropping_layers(model).values()))
     layers |= {id(found.module) for found in find_hooks(model) if not isinstance(found.hook, OwnerHook)}
     names = {name for name, module in model.named_modules() if id(module) in layers}
-    return min((call.first for call in trace.calls if call.name in names), default=0)
+    random = [op.index for op in trace.ops if op.kind.startswith(_RANDOM)]  # of the network itself, in eval mode too
+    return min([call.first for call in trace.calls if call.name in names] + random, default=0)
 
 
 def _entries(trace: Trace, geometry: Geometry, start: int, batch: int) -> list[Entry]:
@@ -177,16 +218,34 @@ def _outermost_given(value: Value, op: Op, start: int) -> Call | None:
 
 
 def _repeats(
-    model: nn.Module, beginning: SharedBeginning, args: tuple, kwargs: dict[str, Any], pick: Callable[[Any], Tensor]
+    model: nn.Module,
+    beginning: SharedBeginning,
+    args: tuple,
+    kwargs: dict[str, Any],
+    pick: Callable[[Any], Tensor],
+    numbers: list[Any],
 ) -> bool:
-    """Whether a pass without data gives each image as often as it is repeated."""
-    inner, prefix = unwrapped(model)
-    copy = meta_copy(inner).eval()
-    entries = tuple(Entry(entry.module.removeprefix(prefix), entry.argument) for entry in beginning.entries)
-    with without_data(), repeating(copy, SharedBeginning(entries, 1, 1)) as repeat:
-        repeat(3)
-        try:
-            output = pick(copy(*to_meta(args), **to_meta(kwargs)))
-        except Exception:  # whatever the model's own code or the caller's raises on tensors without data
-            return False
-    return output.dim() > 0 and len(output) == 3 * batch_size(args, kwargs)
+    """Whether a pass without data gives each image as often as it is repeated, and keeps the images apart.
+
+    Args:
+        numbers: those in the arithmetic of a pass that repeats nothing: one that is another now is the batch size.
+    """
+    returned: list[Any] = []
+    inner, _ = unwrapped(model)
+    last = inner.register_forward_hook(lambda module, args, output: returned.append(output))
+    try:
+        with repeating(model, beginning) as repeat:
+            repeat(_TIMES)
+            trace = _traced(model, args, kwargs)
+    finally:
+        last.remove()
+    if trace is None or numbers_in(trace) != numbers:
+        return False
+    rows = _TIMES * batch_size(args, kwargs)
+    try:
+        output = pick(returned[-1])
+    except Exception:  # the output is looked at again where it has values
+        return False
+    if output.dim() == 0 or len(output) != rows:
+        return False
+    return stay_apart(trace.ops, lambda op: op.kind == "index_select" and op.inputs[0].shape[0] * _TIMES == rows, rows)

@@ -98,4 +98,5 @@ def keep_prob_by_stage(model: nn.Module) -> dict[str, float]:
     return {
         f"keep_prob/{site.part if site.stage is None else f'stage{site.stage}'}": site.keep_prob
         for site in dropblock_sites(model)
+        if site.keep_prob is not None
     }

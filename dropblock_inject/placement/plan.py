@@ -60,6 +60,7 @@ class _Sites(Sequence[Site]):
             "model": type(self.model).__name__,
             "image_size": self._trace.image_size,
             "without_skip": self._trace.without_skip,
+            "without_end": self._trace.without_end,
             "additions": self._trace.additions,
             "without_site": self._trace.without_site,
             "off_trunk": self._trace.off_trunk,
@@ -179,7 +180,8 @@ def plan_dropblock(
     if not sites and strict:
         raise NoMatchError(
             f"where={where!r} finds no site in stages {[stage.index for stage in chosen]} of {type(model).__name__}: "
-            "a network without shortcuts has no 'skip'; try where='branch' or 'output'"
+            "a network without shortcuts has no 'skip' and no 'end', and an 'end' needs a module that gives the end of "
+            "the branch; try where='branch' or 'output'"
         )
     sites = choose_sites(model, sites, include, exclude, strict, elsewhere=[name for b in others for name in _names(b)])
     targets = targets_of(keep_prob, {site.stage for site in sites}, deepest, depth_scaling)
@@ -188,6 +190,7 @@ def plan_dropblock(
     summary = TraceSummary(
         image_size=trunk.geometry.image_size,
         without_skip=tuple(finder.unreachable) if "skip" in kinds else (),
+        without_end=tuple(finder.without_end) if "end" in kinds else (),
         additions=left.additions if "skip" in kinds else (),
         without_site=(*left.units, *finder.without_site) if "branch" in kinds else (),
         off_trunk={} if stages is None else dict(Counter(str(block.place) for block in trunk.off_trunk)),

@@ -19,6 +19,7 @@ class TraceSummary:
     Attributes:
         image_size: spatial size of the image, in pixels.
         without_skip: blocks with a shortcut that no hook can mask.
+        without_end: blocks with a branch of which no module gives the end.
         additions: for each addition of maps that may be a shortcut and has no skip site, its block.
         without_site: convolutions in these blocks that have no site.
         off_trunk: how many blocks there are at each place off the trunk.
@@ -27,6 +28,7 @@ class TraceSummary:
 
     image_size: tuple[int, ...]
     without_skip: tuple[str, ...]
+    without_end: tuple[str, ...]
     additions: tuple[str, ...]
     without_site: tuple[str, ...]
     off_trunk: dict[str, int]
@@ -83,6 +85,9 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary, layers: Seque
     if trace.without_skip:
         without = ", ".join(dict.fromkeys(trace.without_skip))
         lines += ["", f"The shortcut of {without} cannot be masked alone: no skip site there"]
+    if trace.without_end:
+        without = ", ".join(dict.fromkeys(trace.without_end))
+        lines += ["", f"No module gives the end of a branch of {without}: no end site there"]
     if unused := _unused(trace):
         lines += ["", unused]
     if trace.error is not None:

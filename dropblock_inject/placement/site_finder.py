@@ -30,11 +30,13 @@ class SiteFinder:
 
     Attributes:
         unreachable: names of the blocks with a shortcut that no hook can mask.
+        without_end: names of the blocks with a branch of which no module gives the end.
         without_site: names of the convolutions behind which no hook stands.
     """
 
     def __init__(self, trace: Trace, geometry: Geometry) -> None:
         self.unreachable: list[str] = []
+        self.without_end: list[str] = []
         self.without_site: list[str] = []
         self._finder = HookFinder(trace, geometry)
         self._geometry = geometry
@@ -84,6 +86,8 @@ class SiteFinder:
                 yield "branch", end, []
             if end:
                 yield "end", end, []
+            else:
+                self.without_end.append(block.name)
             point = self._finder.shortcut(residual) or find_branch_end(residual, self._finder, self._geometry)
             if point:
                 yield "skip", point, _layers_behind(residual.skip, residual.call)

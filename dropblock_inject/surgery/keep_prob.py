@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, TypeGuard
 
 from torch import nn
@@ -16,7 +17,7 @@ def keep_prob_of(layer: nn.Module) -> float | None:
     if _is_number(keep_prob):
         return float(keep_prob)
     name = _drop_probability(layer)
-    return None if name is None else 1.0 - getattr(layer, name)
+    return None if name is None else 1.0 - float(getattr(layer, name))
 
 
 def set_keep_prob(layer: nn.Module, keep_prob: float) -> None:
@@ -33,4 +34,4 @@ def _drop_probability(layer: nn.Module) -> str | None:
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

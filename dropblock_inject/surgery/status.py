@@ -28,9 +28,11 @@ class SiteStatus:
         name: dotted name of its DropBlock in the model.
         stage, part, where: as in the plan; the stage is None off the trunk.
         layer: class of the layer that stands there, such as ``"DropBlock"``; ``"nothing"`` if it was deleted.
-        keep_prob: the value set now, in (0, 1]; of another dropout layer 1 less its `p`; 1 of what drops nothing.
+        keep_prob: the value set now, in (0, 1]; of another layer 1 less its `p` or `drop_prob`, 1 of an identity, and
+            None of a layer that does not say it.
         effective_keep_prob: the share of the map that the next forward pass keeps, in expectation. It is 1 where
-            nothing is dropped (eval mode, paused, not live). Without calibration it is more than `keep_prob`.
+            nothing is dropped (eval mode, paused, not live), and None where it is not known. Without calibration it is
+            more than `keep_prob`.
         block_size: as asked for; a float is a share of the map. None if no DropBlock stands there.
         training: its mode flag: it drops nothing in eval mode.
         live: whether the forward pass goes through it as planned.
@@ -41,8 +43,8 @@ class SiteStatus:
     part: Part
     where: Where
     layer: str
-    keep_prob: float
-    effective_keep_prob: float
+    keep_prob: float | None
+    effective_keep_prob: float | None
     block_size: int | float | tuple[int, ...] | None
     training: bool
     live: bool
@@ -60,7 +62,7 @@ class SiteTable(list[SiteStatus]):
         for site in self:
             state = ("on" if site.training else "off") if site.live else "dead"
             block = "x".join(map(str, site.block_size)) if isinstance(site.block_size, tuple) else site.block_size
-            numbers = f"{site.keep_prob:.4g}", f"{site.effective_keep_prob:.4g}", state
+            numbers = _number(site.keep_prob), _number(site.effective_keep_prob), state
             stage = site.part if site.stage is None else str(site.stage)
             rows.append((stage, site.name, site.where, site.layer, str(block or ""), *numbers))
         return "\n".join(text_table(rows, right={0, 4, 5, 6})) if self else "no injected DropBlocks"
@@ -82,13 +84,16 @@ def dropblock_sites(model: nn.Module) -> SiteTable:
     return SiteTable(_status(row) for row in injected(model))
 
 
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4g}"
+
+
 def _status(row: SiteInModel) -> SiteStatus:
     layer, site = row.layer, row.site
     kind = "nothing" if layer is None else "DropBlock" if isinstance(layer, DropBlock) else type(layer).__name__
     training, live = layer is not None and layer.training and is_enabled(layer), row.problem is None
     if not isinstance(layer, DropBlock):
-        keep_prob = keep_prob_of(layer) if layer is not None else None
-        keep_prob = 1.0 if keep_prob is None else keep_prob
+        keep_prob = 1.0 if layer is None or isinstance(layer, nn.Identity) else keep_prob_of(layer)
         now = keep_prob if training and live else 1.0
         return SiteStatus(row.name, site.stage, site.part, site.where, kind, keep_prob, now, None, training, live)
     now = 1.0

@@ -63,6 +63,7 @@ class KeepProbSchedule:
         ScheduleError: `model` has no DropBlock.
         DropBlockTypeError, DropBlockValueError: an argument is of a wrong type or out of range.
 
+    >>> from dropblock_inject import DropBlock
     >>> model = nn.Sequential(DropBlock(0.9))
     >>> schedule = KeepProbSchedule(model, total_steps=100)
     >>> [round(schedule.value_at(step), 3) for step in (0, 50, 100, 1000)]
@@ -110,6 +111,15 @@ class KeepProbSchedule:
         self.end = None if end is None else float(end)
         self.mode = mode
         self.warmup_steps = warmup_steps
+        layers = dropping_layers(model).values()
+        fixed = sorted({type(layer).__name__ for layer in layers if keep_prob_of(layer) is None})
+        if fixed and any(keep_prob_of(layer) is not None for layer in layers):
+            warnings.warn(
+                f"the schedule does not move the injected {', '.join(fixed)}: such a layer needs a number as its "
+                "attribute keep_prob, p or drop_prob",
+                DropBlockWarning,
+                stacklevel=2,
+            )
         self._checked = False
         self._handles: tuple[RemovableHandle, ...] = ()
         for step in (warmup_steps, (warmup_steps + total_steps) // 2, total_steps):
@@ -283,6 +293,11 @@ class KeepProbSchedule:
     def _layers(self) -> list[nn.Module]:
         # Looked up each time, so that a model injected anew is driven too.
         layers = [layer for layer in dropping_layers(self.model).values() if keep_prob_of(layer) is not None]
+        if not layers and (fixed := {type(layer).__name__ for layer in dropping_layers(self.model).values()}):
+            raise ScheduleError(
+                f"the schedule cannot move the injected {', '.join(sorted(fixed))}: such a layer needs a number as its "
+                "attribute keep_prob, p or drop_prob"
+            )
         if not layers:
             raise ScheduleError(
                 "the model has no DropBlock to schedule; call inject_dropblock(model, ...) first, and remove() the "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import networks
 import timm
 import torch
-from networks import NETWORKS, example_for
+from networks import example_for
 from torch import Tensor, nn
 
 from dropblock_inject import DropBlock, check_dropblock, inject_dropblock
@@ -39,7 +40,7 @@ OTHER_LAYERS: dict[str, dict[str, Any]] = {
         "where": "end",
     },
 }
-NETWORKS |= {name: NETWORKS[name.partition(",")[0]] for name in OTHER_LAYERS}
+NETWORKS = networks.NETWORKS | {name: networks.NETWORKS[name.partition(",")[0]] for name in OTHER_LAYERS}
 
 
 def injected(name: str, **options) -> nn.Module:

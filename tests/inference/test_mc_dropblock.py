@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 
 import pytest
 import torch
-from injected import OTHER_LAYERS, drops, injected, options_for, wake_branches
-from networks import EVERY_KIND, NETWORKS, CifarResNet, images_for
+from injected import NETWORKS, OTHER_LAYERS, drops, injected, options_for, wake_branches
+from networks import EVERY_KIND, CifarResNet, images_for
 from torch import nn
 
 from dropblock_inject import (
@@ -18,6 +19,7 @@ from dropblock_inject import (
     dropblock_sites,
     inject_dropblock,
     mc_dropblock,
+    mc_predict,
     remove_dropblock,
 )
 from dropblock_inject.errors import DeadSiteError
@@ -153,6 +155,40 @@ def test_a_graph_of_torch_fx_drops_within() -> None:
         with mc_dropblock(graph):
             assert not torch.equal(graph(images), graph(images))
         assert torch.equal(graph(images), graph(images))
+
+
+def test_threads_wait_for_each_other() -> None:
+    """Two contexts that overlap would leave DropBlock on."""
+    net = injected("own:cifar_resnet").eval()
+    before, images = state_of(net), images_for("own:cifar_resnet")
+    results, errors = [], []
+
+    def passes() -> None:
+        try:
+            results.append(mc_predict(net, images, samples=2).mean)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=passes) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(results) == 4
+    assert state_of(net) == before
+
+
+def test_a_layer_that_hides_its_probability_cannot_be_set() -> None:
+    net = CifarResNet(1)
+    hidden = lambda site: nn.Sequential(nn.Dropout2d(0.1))  # noqa: E731
+    inject_dropblock(net, -1, layer=hidden, example_input=torch.empty(1, 3, 32, 32))
+    assert {(row.keep_prob, row.layer) for row in dropblock_sites(net.train())} == {(None, "Sequential")}
+    assert "?" in str(dropblock_sites(net))
+    with pytest.raises(DropBlockInjectError, match="cannot be set on a Sequential"), mc_dropblock(net, keep_prob=0.5):
+        pass
+    with pytest.raises(DropBlockInjectError, match="cannot move the injected Sequential"):
+        KeepProbSchedule(net, 10)
 
 
 def test_errors_say_what_to_do() -> None:

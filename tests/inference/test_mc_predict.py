@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -123,7 +124,7 @@ def test_a_single_pass_has_no_spread() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 40_000, 10**9])
-def test_images_and_passes_are_cut_to_what_fits(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_are_cut_to_what_fits(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict, "_ELEMENTS", limit)
     net = injected("own:cifar_resnet", stages=-1, where="branch", layer=lambda site: Halve()).eval()
     images = torch.randn(5, 3, 32, 32)
@@ -230,13 +231,72 @@ class ReadsTwice(nn.Module):
         return self.body(x) + x.mean((1, 2, 3))[:, None]
 
 
-@pytest.mark.parametrize(("kind", "entries"), [(UsesBatchSize, None), (ReadsTwice, [""])])
-def test_where_the_beginning_cannot_be_told_the_whole_network_runs(kind: type[nn.Module], entries: list | None) -> None:
+class Mixes(nn.Module):
+    """The features of the images of a batch are not independent of each other, or not the same in each pass."""
+
+    def __init__(self, how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body = CifarResNet(1)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(self.body(x))
+
+
+MIXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "neighbours": lambda z: z + z.roll(1, 0),
+    "a mean over the batch": lambda z: z - z.mean(),
+    "batch statistics": lambda z: F.batch_norm(z, None, None, training=True),
+    "attention over the batch": lambda z: (z @ z.T).softmax(1) @ z,
+    "the batch size": lambda z: z * len(z),
+    "pairs": lambda z: z @ z.T,
+}
+
+
+@pytest.mark.parametrize("how", MIXED)
+def test_images_that_depend_on_each_other_are_not_repeated(how: str) -> None:
+    net = Mixes(MIXED[how]).eval()
+    inject_dropblock(net, -1, layer=lambda site: Halve(), **EXAMPLE)
+    images = torch.randn(3, 3, 32, 32)
+    assert beginning_of(net, images) is None
+    prediction = mc_predict(net, images, samples=3, activation=None)
+    torch.testing.assert_close(prediction.mean, whole(net, images))
+
+
+def test_randomness_of_the_network_itself_is_drawn_for_each_pass() -> None:
+    class Noisy(CifarResNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(F.dropout(x, 0.5, training=True))
+
+    net = Noisy(1).eval()
+    inject_dropblock(net, -1, layer=lambda site: Halve(), **EXAMPLE)
+    assert (mc_predict(net, torch.randn(2, 3, 32, 32), samples=4, activation=None).std > 0).all()
+
+
+def test_a_model_that_runs_otherwise_than_at_the_last_call() -> None:
+    class Early(CifarResNet):
+        early = False
+
+        def __init__(self) -> None:
+            super().__init__(1)
+            self.drop = DropBlock(0.5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.drop(x) if self.early else x)
+
+    net, images = Early().eval(), torch.randn(2, 3, 32, 32)
+    inject_dropblock(net, -1, layer=lambda site: Halve(), **EXAMPLE)
+    assert mc_predict(net, images, samples=4, activation=None).std.max() < 1e-5
+    net.early = True
+    assert (mc_predict(net, images, samples=4, activation=None).std > 0).all()
+
+
+@pytest.mark.parametrize("kind", [UsesBatchSize, ReadsTwice])
+def test_where_the_beginning_cannot_be_told_the_whole_network_runs(kind: type[nn.Module]) -> None:
     net = kind().eval()
     inject_dropblock(net, -1, layer=lambda site: Halve(), **EXAMPLE)
     images = torch.randn(3, 3, 32, 32)
-    beginning = beginning_of(net, images)
-    assert (None if beginning is None else [entry.module for entry in beginning.entries]) == entries
+    assert beginning_of(net, images) is None
     prediction = mc_predict(net, images, samples=3, activation=None)
     torch.testing.assert_close(prediction.mean, whole(net, images))
 
@@ -332,6 +392,18 @@ def test_models_of_which_all_passes_would_be_the_same() -> None:
         mc_predict(net, images)
     with mc_dropblock(net, keep_prob=0.5):
         assert mc_predict(net, images).mutual_information > 0
+
+
+def test_outputs_that_are_not_there() -> None:
+    net, images = small_net(), torch.randn(2, 3, 32, 32)
+    for output in ("out", lambda returned: returned["out"]):
+        with pytest.raises(DropBlockInjectError, match=r"is not in a tensor of shape \(2, 10\)"):
+            mc_predict(net, images, output=output)
+    single = nn.Sequential(
+        nn.Conv2d(3, 8, 3), DropBlock(0.5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 1)
+    )
+    with pytest.raises(DropBlockInjectError, match="a single class, of which the softmax is 1 everywhere"):
+        mc_predict(single, images)
 
 
 def test_logits_without_classes_are_an_error() -> None:

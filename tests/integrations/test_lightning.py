@@ -303,10 +303,16 @@ def test_an_endless_training_asks_for_its_length(tmp_path: Path) -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="stages=None says that the model is injected elsewhere; keep_prob would not"):
-        DropBlockCallback(None, keep_prob=0.8)
     with pytest.raises(TypeError, match="schedule must be a mapping"):
         DropBlockCallback(schedule=KeepProbSchedule)
+
+
+def test_no_stages_reach_every_block_if_something_is_asked_for(tmp_path: Path) -> None:
+    """Without any option stages=None means that other code injects."""
+    module = Classifier()
+    trainer(tmp_path, DropBlockCallback(None, **{**SMALL, "include": "*conv1"}), max_epochs=1).fit(module, loader())
+    sites = dropblock_sites(module)
+    assert {site.part for site in sites} == {"trunk", "stem"}
 
 
 def test_two_fits_of_one_module_inject_once(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from dropblock_inject import (
     remove_dropblock,
 )
 
+SMALL_INPUT = {"example_input": torch.empty(1, 3, 32, 32)}
 SMALL = {"stages": (-2, -1), "example_input": torch.empty(1, 3, 32, 32)}
 
 
@@ -80,6 +81,23 @@ def test_an_end_stands_on_the_branch_alone():
     inject_dropblock(net, 4, where="end", keep_prob=1e-6, layer=drop_path)
     images = torch.rand(2, 512, 7, 7)
     assert torch.equal(net.layer4[1](images), images)
+
+
+def test_a_branch_whose_end_no_module_gives_is_named():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            return x + 0.2 * torch.relu(self.norm(self.conv(x)))
+
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), Block(), timm.models.resnet.BasicBlock(16, 16))
+    plan = plan_dropblock(net, -1, where="end", **SMALL_INPUT)
+    assert [site.block for site in plan] == ["2"]
+    assert "No module gives the end of a branch of 1: no end site there" in str(plan)
+    with pytest.raises(DropBlockInjectError, match="an 'end' needs a module that gives the end"):
+        plan_dropblock(net[:2], -1, where="end", **SMALL_INPUT)
 
 
 def test_the_plan_shows_the_layers():

@@ -21,8 +21,8 @@ import pytest
 import timm
 import torch
 import torchvision
-from injected import BATCH_NORM, OTHER_LAYERS, assert_live, drops, injected, options_for, wake_branches
-from networks import EVERY_KIND, NETWORKS, images_for
+from injected import BATCH_NORM, NETWORKS, OTHER_LAYERS, assert_live, drops, injected, options_for, wake_branches
+from networks import EVERY_KIND, images_for
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
