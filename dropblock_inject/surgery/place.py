@@ -41,7 +41,7 @@ class Label:
     @staticmethod
     def of(layer: nn.Module | None) -> Label | None:
         """The label of a layer; None if it was not injected."""
-        return None if layer is None else vars(layer).get(_LABEL)
+        return getattr(layer, _LABEL, None)
 
     @staticmethod
     def take_off(layer: nn.Module) -> None:
