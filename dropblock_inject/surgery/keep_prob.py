@@ -30,7 +30,10 @@ def set_keep_prob(layer: nn.Module, keep_prob: float) -> None:
 
 
 def _drop_probability(layer: nn.Module) -> str | None:
-    return next((name for name in _DROP_PROBABILITIES if _is_number(getattr(layer, name, None))), None)
+    for name in _DROP_PROBABILITIES:
+        if _is_number(getattr(layer, name, None)):
+            return name
+    return None
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
