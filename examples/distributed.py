@@ -232,6 +232,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit("error: --sync-bn needs GPUs: torch has no SyncBatchNorm for the CPU")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     fine_tune(args, device)
+    distributed.barrier()  # no rank leaves while another one is at work
     distributed.destroy_process_group()
 
 
