@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import DropBlockTypeError, DropBlockValueError
 from ..ops.functional import Rescale, check_arguments
 from ..ops.layer import DropBlock
-from ..surgery.keep_prob import keep_prob_of, set_keep_prob
+from ..surgery.keep_prob import NEEDED, keep_prob_of, set_keep_prob
 from ..surgery.splice import dropping_layers
 from ..surgery.status import check_dropblock
 
@@ -75,8 +75,7 @@ def mc_dropblock(model: nn.Module, *, keep_prob: float | None = None, rescale: R
     unreadable = {type(layer).__name__ for layer in layers if keep_prob_of(layer) is None}
     if keep_prob is not None and unreadable:
         raise DropBlockValueError(
-            f"keep_prob={keep_prob} cannot be set on a {', '.join(sorted(unreadable))}: an injected layer needs a "
-            "number as its attribute keep_prob, p or drop_prob"
+            f"keep_prob={keep_prob} cannot be set on a {', '.join(sorted(unreadable))}: such a layer needs {NEEDED}"
         )
     with mc_lock(model):
         modes = [(module, module.training) for layer in layers for module in layer.modules()]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import DropBlockTypeError, DropBlockValueError
 from .monte_carlo import mc_dropblock, mc_lock
 from .prediction import Activation, Gathering, Prediction
-from .shared_beginning import StaleError, batch_size, forget, repeating, shared_beginning
+from .shared_beginning import SharedBeginning, StaleError, batch_size, forget, repeating, shared_beginning
 
 # A tensor of the part that is repeated may have as many elements as in a plain pass, and at least so many.
 _ELEMENTS = 2**26
@@ -63,6 +63,8 @@ def mc_predict(
     >>> prediction.mean.shape, prediction.entropy.shape
     (torch.Size([2, 5]), torch.Size([2]))
     """
+    if not isinstance(model, nn.Module):
+        raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(samples, bool) or not isinstance(samples, int):
         raise DropBlockTypeError(f"samples must be an int, got {samples!r}")
     if samples < 1:
@@ -73,12 +75,8 @@ def mc_predict(
     def pick(returned: Any) -> Tensor:
         return _picked(returned, output, activation)
 
-    if not isinstance(model, nn.Module):
-        raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-
-    def passes() -> Prediction:
+    def passes(beginning: SharedBeginning | None) -> Prediction:
         gathering = Gathering(activation, keep_samples)
-        beginning = shared_beginning(model, args, kwargs, pick)
         if beginning is None:
             for _ in range(samples):
                 gathering.add(pick(model(*args, **kwargs))[None])
@@ -96,11 +94,14 @@ def mc_predict(
         return gathering.result()
 
     with mc_lock(model), _eval_mode(model), mc_dropblock(model), torch.no_grad():
+        beginning = shared_beginning(model, args, kwargs, pick)
         try:
-            return passes()
-        except (StaleError, RuntimeError):  # perhaps the model runs otherwise than it did at the last call
-            forget(model)
-            return passes()
+            return passes(beginning)
+        except RuntimeError:
+            if beginning is None:
+                raise
+            forget(model)  # the model no longer runs as it did when its beginning was found, or is wrong anyway
+            return passes(None)
 
 
 def _picked(returned: Any, output: str | int | Callable[[Any], Tensor] | None, activation: Activation) -> Tensor:

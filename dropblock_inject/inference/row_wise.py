@@ -32,12 +32,11 @@ _ALWAYS = (
 )
 # The position of the argument that names one axis or several, which must not be the first axis.
 _BY_AXIS = {
-    **dict.fromkeys(("amax", "amin", "argmax", "cat", "chunk", "flip", "linalg_vector_norm", "mean", "select"), 1),
+    **dict.fromkeys(("amax", "amin", "argmax", "cat", "chunk", "flip", "mean", "select"), 1),
     **dict.fromkeys(("_softmax", "softmax", "_safe_softmax", "slice", "stack", "std", "sum", "unbind", "unsqueeze"), 1),
     **dict.fromkeys(("narrow", "topk", "unfold", "var"), 1),
-    **dict.fromkeys(("roll", "split", "split_with_sizes", "unsafe_split"), 2),
+    **dict.fromkeys(("linalg_vector_norm", "roll", "split", "split_with_sizes", "unsafe_split"), 2),
 }
-_BY_AXIS["linalg_vector_norm"] = 2
 
 
 def stay_apart(ops: Iterable[Op], repeats: Callable[[Op], bool], rows: int) -> bool:

@@ -7,6 +7,8 @@ from typing import Any, TypeGuard
 
 from torch import nn
 
+NEEDED = "a number as its attribute keep_prob, p or drop_prob"  # by a layer that is to be set, for error messages
+
 # The attributes by which layers hold a drop probability: torch's and torchvision's, timm's.
 _DROP_PROBABILITIES = ("p", "drop_prob")
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import DropBlockTypeError, DropBlockValueError, DropBlockWarning, ScheduleError
-from ..surgery.keep_prob import keep_prob_of, set_keep_prob
+from ..surgery.keep_prob import NEEDED, keep_prob_of, set_keep_prob
 from ..surgery.place import target_of
 from ..surgery.splice import dropping_layers
 from ..surgery.status import check_dropblock
@@ -115,8 +115,7 @@ class KeepProbSchedule:
         fixed = sorted({type(layer).__name__ for layer in layers if keep_prob_of(layer) is None})
         if fixed and any(keep_prob_of(layer) is not None for layer in layers):
             warnings.warn(
-                f"the schedule does not move the injected {', '.join(fixed)}: such a layer needs a number as its "
-                "attribute keep_prob, p or drop_prob",
+                f"the schedule does not move the injected {', '.join(fixed)}: such a layer needs {NEEDED}",
                 DropBlockWarning,
                 stacklevel=2,
             )
@@ -295,8 +294,7 @@ class KeepProbSchedule:
         layers = [layer for layer in dropping_layers(self.model).values() if keep_prob_of(layer) is not None]
         if not layers and (fixed := {type(layer).__name__ for layer in dropping_layers(self.model).values()}):
             raise ScheduleError(
-                f"the schedule cannot move the injected {', '.join(sorted(fixed))}: such a layer needs a number as its "
-                "attribute keep_prob, p or drop_prob"
+                f"the schedule cannot move the injected {', '.join(sorted(fixed))}: such a layer needs {NEEDED}"
             )
         if not layers:
             raise ScheduleError(

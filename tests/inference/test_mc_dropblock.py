@@ -181,8 +181,9 @@ def test_threads_wait_for_each_other() -> None:
 
 def test_a_layer_that_hides_its_probability_cannot_be_set() -> None:
     net = CifarResNet(1)
-    hidden = lambda site: nn.Sequential(nn.Dropout2d(0.1))  # noqa: E731
-    inject_dropblock(net, -1, layer=hidden, example_input=torch.empty(1, 3, 32, 32))
+    inject_dropblock(
+        net, -1, layer=lambda site: nn.Sequential(nn.Dropout2d(0.1)), example_input=torch.empty(1, 3, 32, 32)
+    )
     assert {(row.keep_prob, row.layer) for row in dropblock_sites(net.train())} == {(None, "Sequential")}
     assert "?" in str(dropblock_sites(net))
     with pytest.raises(DropBlockInjectError, match="cannot be set on a Sequential"), mc_dropblock(net, keep_prob=0.5):
