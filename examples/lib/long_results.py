@@ -152,15 +152,12 @@ def _differences(rows: Mapping[Row, Mapping[str, Runs]], reference: Row) -> str:
 
 
 def _draw(axis: Axes, points: Mapping[int, Runs], label: str, color: str) -> None:
-    """A line through the means, in a band of one standard error to both sides."""
-    if not points:
-        return
-    epochs = sorted(points)
-    means = [mean(points[epoch].values()) for epoch in epochs]
-    errors = [standard_error(points[epoch]) for epoch in epochs]
-    axis.plot(epochs, means, color=color, marker="o", markersize=3, label=label)
-    low, high = ([value + sign * error for value, error in zip(means, errors, strict=True)] for sign in (-1, 1))
-    axis.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
+    """A line through the means, with bars of one standard error. Rows of a single seed are left out."""
+    epochs = sorted(number for number, runs in points.items() if len(runs) > 1)
+    means = [mean(points[number].values()) for number in epochs]
+    errors = [standard_error(points[number]) for number in epochs]
+    if epochs:
+        axis.errorbar(epochs, means, errors, color=color, marker="o", markersize=3.5, capsize=3, label=label)
     axis.set_xscale("log", base=2)
     axis.grid(color="#dddddd", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)

@@ -301,8 +301,12 @@ def test_a_report_of_long_fine_tunings(tmp_path: Path) -> None:
     assert sum(line.startswith("| none | 12 |") for line in lines) == 2  # not in the summary
     assert "| **+1.75 ± 0.25** | **-0.50 ± 0.10** | **-5.00 ± 0.00** |" in difference
     panels = results.plot().get_axes()
-    assert [len(panel.lines) for panel in panels] == [3, 3, 3]
-    assert [*panels[0].lines[0].get_ydata()] == [72, 73, 90]
+    assert [len(panel.containers) for panel in panels] == [3, 3, 3]
+    line, _, (bars,) = panels[0].containers[0].lines
+    assert [*line.get_xdata()] == [12, 40]  # the point of a single seed has no error, so it is left out
+    assert [*line.get_ydata()] == [72, 73]
+    lengths = [top - bottom for (_, bottom), (_, top) in bars.get_segments()]
+    assert lengths == pytest.approx([2 * 2, 2 * 2])  # one standard error to both sides
     assert [label.get_text() for label in panels[-1].get_xticklabels()] == ["12", "40", "80"]
     regularizers.main(["--report", "--output", str(tmp_path / "long.csv")])
     assert (tmp_path / "long-epochs.png").stat().st_size > 10_000
