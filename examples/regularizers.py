@@ -78,9 +78,10 @@ def report(path: Path) -> None:
         raise SystemExit(f"error: there are no results in {path} yet")
     pictures = []
     if short.parts:
-        print(short.as_markdown())
+        print(f"## Accuracies\n\nMean and standard deviation over the seeds.\n\n{short.as_markdown()}")
         for reference in ("baseline", REFERENCE):
-            print(f"\nReference: {reference}.\n\n{short.differences_as_markdown(reference)}")
+            words = "Mean over the seeds and its standard error. Bold: more than two standard errors."
+            print(f"\n## Less {reference!r}\n\n{words}\n\n{short.differences_as_markdown(reference)}")
         pictures.append((short.plot(), path.with_suffix(".png")))
     if long.runs:
         print(long.as_markdown())

@@ -67,8 +67,8 @@ def test_two_settings_run_go_on_and_are_reported(
     assert both[:5] == first
     assert [row["seed"] for row in both] == ["0"] * 5 + ["1"] * 5
     captured = capsys.readouterr()
-    assert "Reference: baseline." in captured.out
-    assert "Reference: DropBlock, scheduled." in captured.out
+    assert "## Less 'baseline'" in captured.out
+    assert "## Less 'DropBlock, scheduled'" in captured.out
     assert "run/s" not in captured.err  # no progress bar where there is no terminal
 
 

@@ -1,15 +1,143 @@
-"""The page of the long fine-tunings is what its command prints of the runs in the CSV file."""
+"""The pages of the studies: the tables are what the commands print of the CSV files, each figure is one of them."""
 
 from __future__ import annotations
 
+import csv
+import inspect
+import re
 from pathlib import Path
+from statistics import mean, stdev
 
-from lib.long_results import LongResults
-from lib.settings import LONG
+import pytest
+import regularizers
 
-STUDY = Path(__file__).parents[2] / "examples" / "study"
+from dropblock_inject import inject_dropblock, presets
+from lib.results import SAME
+
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "study"
+PAGES = {page: " ".join((ROOT / page).read_text().split()) for page in ("README.md", "examples/study/README.md")}
+README, STUDY = PAGES.values()
 
 
-def test_the_tables_of_the_long_fine_tunings() -> None:
-    results = LongResults(STUDY / "long.csv", [setting.name for setting in LONG])
-    assert (STUDY / "long.md").read_text() == results.as_markdown() + "\n"
+@pytest.mark.parametrize("name", ["fashion-mnist", "long"])
+def test_the_tables_are_what_the_command_prints(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / f"{name}.csv").write_text((FOLDER / f"{name}.csv").read_text())
+    regularizers.main(["--report", "--output", str(tmp_path / f"{name}.csv")])
+    assert capsys.readouterr().out == (FOLDER / f"{name}.md").read_text()
+
+
+# The short trainings
+
+BASELINE, SCHEDULED, CONSTANT, BOTH = (
+    *("baseline", "DropBlock, scheduled", "DropBlock, constant"),
+    "DropBlock, scheduled + label smoothing",
+)
+DROPOUT = {"Dropout (block_size=1)", "Dropout (torch's)"}
+SPATIAL = {"SpatialDropout (block as the map)", "SpatialDropout (torch's Dropout2d)"}
+SETTINGS = {part: [setting.name for setting in settings] for part, settings in regularizers.PARTS.items()}
+TABLE, SWEEPS = SETTINGS["table"], SETTINGS["sweeps"]
+RUNS: dict[tuple[str, str], dict[str, float]] = {}
+for run in csv.DictReader((FOLDER / "fashion-mnist.csv").read_text().splitlines()):
+    RUNS.setdefault((run["network"], run["setting"]), {})[run["seed"]] = float(run["accuracy"])
+
+
+def difference(network: str, setting: str, reference: str) -> tuple[float, float]:
+    """The mean over the seeds of the difference between two runs of the same seed, and its standard error."""
+    left, right = RUNS[network, setting], RUNS[network, reference]
+    assert left.keys() == right.keys() == set("01234")
+    differences = [left[seed] - right[seed] for seed in left]
+    return mean(differences), stdev(differences) / len(differences) ** 0.5
+
+
+def is_shown(network: str, setting: str, reference: str) -> bool:
+    value, error = difference(network, setting, reference)
+    return abs(value) > 2 * error
+
+
+def figure(network: str, setting: str, reference: str) -> str:
+    value, error = difference(network, setting, reference)
+    return f"{value:+.2f} ± {error:.2f}"
+
+
+# Every figure with an error in a sentence: the words around it, what less what, and whether a difference is shown.
+# After "by" and "lost" it has no sign.
+CLAIMS = {
+    "README.md": [
+        ("a network with shortcuts | {} |", "resnet", SCHEDULED, BASELINE, True),
+        ("a network without shortcuts | {}: no gain shown", "plain", SCHEDULED, BASELINE, False),
+        ("label smoothing: {} |", "plain", "label smoothing", BASELINE, True),
+        ("| {} in the last stage: no gain shown", "lite0", "last stage only", BASELINE, False),
+        ("A constant keep_prob lost {} points against it in the fine-tuning.", "lite0", SCHEDULED, CONSTANT, True),
+        ("keep_prob 0.8 lost {} points in the fine-tuning", "lite0", SCHEDULED, "keep_prob 0.8", True),
+        ("and 0.7 lost {} from scratch.", "resnet", SCHEDULED, "keep_prob 0.7", True),
+    ],
+    "examples/study/README.md": [
+        ("scheduled DropBlock was better than no regulariser, by {} points", "resnet", SCHEDULED, BASELINE, True),
+        ("and no regulariser no difference is shown ({}).", "plain", SCHEDULED, BASELINE, False),
+        ("Label smoothing was better than none, by {}.", "plain", "label smoothing", BASELINE, True),
+        ("the difference is {} in two stages", "lite0", SCHEDULED, BASELINE, False),
+        ("and {} in the last stage alone", "lite0", "last stage only", BASELINE, False),
+        ("constant less scheduled is {} in `plain`", "plain", CONSTANT, SCHEDULED, False),
+        ("in `plain`, {} in `resnet`", "resnet", CONSTANT, SCHEDULED, False),
+        ("and {} in `lite0`. A difference is shown in one network of three", "lite0", CONSTANT, SCHEDULED, True),
+        ("0.7 was worse than 0.9 in both networks, by {} in `resnet`", "resnet", SCHEDULED, "keep_prob 0.7", True),
+        ("in `resnet` and by {} in `lite0`.", "lite0", SCHEDULED, "keep_prob 0.7", True),
+        ("0.8 was worse in `lite0`, by {}.", "lite0", SCHEDULED, "keep_prob 0.8", True),
+        ("0.9 no difference is shown: {} in `resnet`", "resnet", "keep_prob 0.95", SCHEDULED, False),
+        ("`resnet`, {} in `lite0`.", "lite0", "keep_prob 0.95", SCHEDULED, False),
+    ],
+}
+
+
+@pytest.mark.parametrize("page", CLAIMS)
+def test_the_figures_in_the_sentences_about_the_study(page: str) -> None:
+    text = PAGES[page]
+    for words, network, setting, reference, shown in CLAIMS[page]:
+        found = figure(network, setting, reference)
+        if "by {}" in words or "lost {}" in words:
+            found = found.removeprefix("+")
+        assert words.format(found) in text
+        assert is_shown(network, setting, reference) == shown
+    assert len(re.findall(r"\d ± \d", text)) == len(CLAIMS[page])
+
+
+# The sentences without figures: of these settings, those that were better or worse than the reference.
+@pytest.mark.parametrize(
+    ("network", "reference", "settings", "better", "worse"),
+    [
+        ("resnet", SCHEDULED, {*TABLE} - {BOTH}, set(), {BASELINE, "DropPath", *SPATIAL}),
+        ("plain", BASELINE, {*TABLE} - {BOTH}, {"label smoothing"}, DROPOUT),
+        (
+            "lite0",
+            BASELINE,
+            {*TABLE, *SWEEPS} - {"keep_prob 0.8", "keep_prob 0.7"},
+            set(),
+            {"Dropout (torch's)", *SPATIAL, CONSTANT, BOTH},
+        ),
+        ("resnet", SCHEDULED, {*SWEEPS}, set(), {"keep_prob 0.7"}),
+        ("lite0", SCHEDULED, {*SWEEPS}, set(), {"keep_prob 0.7", "keep_prob 0.8"}),
+    ],
+)
+def test_the_verdicts_of_the_study(network: str, reference: str, settings: set, better: set, worse: set) -> None:
+    differences = {s: difference(network, s, reference) for s in settings - {reference} if (network, s) in RUNS}
+    assert {setting for setting, (value, error) in differences.items() if value > 2 * error} == better
+    assert {setting for setting, (value, error) in differences.items() if value < -2 * error} == worse
+
+
+@pytest.mark.parametrize("network", ["plain", "resnet", "lite0"])
+def test_our_dropout_and_torch_s_agree(network: str) -> None:
+    for ours, torch_s in SAME:
+        assert not is_shown(network, ours, torch_s)
+    assert "No difference to torch's own layers is shown" in STUDY
+
+
+def test_the_settings_that_the_study_advises() -> None:
+    assert "`presets.SMALL_IMAGES`: last two stages, keep_prob 0.9, blocks of half the map" in README
+    small = dict(presets.SMALL_IMAGES)
+    assert (small["stages"], small["keep_prob"], small["block_size"]) == ((-2, -1), 0.9, 0.5)
+    assert dict(presets.FINE_TUNING) == {**small, "stages": (-1,)}
+    defaults = inspect.signature(inject_dropblock).parameters
+    assert all(defaults[name].default == value for name, value in presets.PAPER.items())
