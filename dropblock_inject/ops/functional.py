@@ -84,6 +84,8 @@ def drop_block(
     if inplace:
         _refuse_inplace(input)
 
+    if torch.jit.is_tracing():  # it makes tensors of sizes
+        map_size = torch.Size(map(int, map_size))
     block = block_size_in_force(block_size, map_size)
     seed = _random_seed(input.device, generator)
     return drop(input, seed, keep_prob, inplace, Options(block, per_channel, rescale, calibrated, channel_dim))

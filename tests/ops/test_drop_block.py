@@ -739,9 +739,10 @@ def test_jit_trace_in_eval_gives_the_plain_network():
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
-def test_jit_trace_in_training_mode_draws_new_masks_in_each_call():
-    x = torch.ones(2, 3, 12, 12)
-    traced = torch.jit.trace(DropBlock(0.5, 3), x, check_trace=False)
+@pytest.mark.parametrize("block_size", [3, (3, 4), 12, 20, 0.5])  # 20 is clipped to the map
+def test_jit_trace_in_training_mode_draws_new_masks_in_each_call(block_size):
+    x = torch.ones(2, 30, 12, 12)
+    traced = torch.jit.trace(DropBlock(0.5, block_size), x, check_trace=False)
     first, second = traced(x), traced(x)
     assert first.eq(0).any()
     assert not torch.equal(first, second)
