@@ -30,7 +30,7 @@ COLUMNS = {
     "accuracy under a square, %": "occluded",
     "accuracy with dropped blocks, %": "dropped",
 }
-REFERENCE = "none"
+REFERENCES = ("none", "none, temperature scaling")
 
 
 def write(key: Sequence[str], lines: Mapping[str, Mapping[str, str]], path: Path) -> None:
@@ -87,16 +87,18 @@ class DoubtsResults:
         }
 
     def as_markdown(self) -> str:
-        """Two tables for each training: means, and differences from no regulariser, with their standard errors."""
+        """Tables for each training: means, and differences from no regulariser and from temperature scaling."""
         parts = []
         for training, rows in self.rows.items():
             columns = {title: name for title, name in COLUMNS.items() if any(name in row for row in rows.values())}
             parts += [f"### {training}", "Mean and standard error over the seeds."]
             parts.append(_table("method", columns, rows, lambda row, name: _estimate(_numbers(row, name))))
-            if REFERENCE in rows:
-                base = rows[REFERENCE]
-                others = {title: row for title, row in rows.items() if title != REFERENCE}
-                parts.append(f"Differences from {REFERENCE!r} of the same seed.")
+            for reference in REFERENCES:
+                if reference not in rows:
+                    continue
+                base = rows[reference]
+                others = {title: row for title, row in rows.items() if title != reference}
+                parts.append(f"Differences from {reference!r} of the same seed.")
                 parts.append(
                     _table(
                         "difference",
@@ -153,7 +155,8 @@ def _numbers(row: Curves, name: str) -> Runs:
 
 
 def _estimate(runs: Runs) -> str:
-    return f"{mean(runs.values()):.2f} ± {standard_error(runs):.2f}" if runs else ""
+    error = f" ± {standard_error(runs):.2f}" if len(runs) > 1 else ""
+    return f"{mean(runs.values()):.2f}{error}" if runs else ""
 
 
 def _table(corner: str, columns: Mapping[str, str], rows: Mapping[str, Curves], text: Callable[..., str]) -> str:

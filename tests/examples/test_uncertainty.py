@@ -144,10 +144,15 @@ def test_tables_pair_the_runs_of_a_seed(tmp_path: Path) -> None:
     for seed, accuracy in enumerate((70, 80, 90)):
         lines("DropBlock", seed, "10 passes", accuracy + (1, 1.5, 0.5)[seed], "60 40")
         lines("none", seed, "one pass", accuracy, "50 40")
+        lines("none", seed, "temperature scaling", accuracy - 1, "50 40")
+    lines("DropBlock", 0, "3 passes", 70, "")
     table = DoubtsResults(tmp_path / "some.csv", uncertainty.NAMES).as_markdown().splitlines()
     assert "| method | seeds | accuracy, % | accuracy under a square, % |" in table
     assert "| none | 3 | 80.00 ± 5.77 | 45.00 ± 0.00 |" in table
+    assert "| DropBlock, 3 passes | 1 | 70.00 |  |" in table  # a single seed has no error
     assert "| DropBlock, 10 passes | 3 | **+1.00 ± 0.29** | **+5.00 ± 0.00** |" in table
+    scaled = table[table.index("Differences from 'none, temperature scaling' of the same seed.") :]
+    assert "| DropBlock, 10 passes | 3 | **+2.00 ± 0.29** | **+5.00 ± 0.00** |" in scaled
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
