@@ -1,4 +1,4 @@
-"""The version, the addresses and the import of the package. ``smoke.py`` beside this file tries the wheel; CI runs it."""
+"""The version of the package and what it imports. ``smoke.py`` beside this file tries the wheel; CI runs it."""
 
 from __future__ import annotations
 
