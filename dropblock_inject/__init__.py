@@ -1,35 +1,23 @@
 """DropBlock in one line, in place, in any pretrained timm or torchvision CNN."""
 
-from .anatomy.stages import Stage, find_stages
-from .errors import DropBlockInjectError
-from .inference.monte_carlo import mc_dropblock
-from .inference.predict import mc_predict
-from .inference.prediction import Prediction
-from .ops.functional import drop_block
-from .ops.layer import DropBlock
-from .placement.plan import InjectionPlan, InjectionReport, inject_dropblock, plan_dropblock, remove_dropblock
-from .surgery.site import Site
-from .surgery.status import SiteStatus, check_dropblock, dropblock_disabled, dropblock_sites
-from .training.schedule import KeepProbSchedule
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "DropBlock",
-    "DropBlockInjectError",
-    "InjectionPlan",
-    "InjectionReport",
-    "KeepProbSchedule",
-    "Prediction",
-    "Site",
-    "SiteStatus",
-    "Stage",
-    "check_dropblock",
-    "drop_block",
-    "dropblock_disabled",
-    "dropblock_sites",
-    "find_stages",
-    "inject_dropblock",
-    "mc_dropblock",
-    "mc_predict",
-    "plan_dropblock",
-    "remove_dropblock",
-]
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from .public_names import *  # noqa: F403
+    from .public_names import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Imports all public names when the first is used. Until then torch is not needed: ``--help`` is quick."""
+        if name == "__all__" or not name.startswith("__"):
+            public = import_module(".public_names", __name__)
+            globals().update({known: getattr(public, known) for known in ("__all__", *public.__all__)})
+        if name in globals():
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *import_module(".public_names", __name__).__all__})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from argparse import Namespace
@@ -16,22 +17,11 @@ from torch.nn import functional as F
 from ..errors import DropBlockValueError
 from ..ops.functional import drop_block
 from ..surgery.text_table import text_table
-from .arguments import CommandParser, integer
 
 FLOOR = "x * scalar"
 
 
-def add_arguments(parser: CommandParser) -> None:
-    names, shape = ("N", "C", "H", "W"), (32, 1024, 14, 14)
-    help = "of the feature maps (32 1024 14 14)"
-    parser.add_argument("--shape", type=integer(1), nargs=4, default=shape, metavar=names, help=help)
-    parser.add_option(drop_block, "keep_prob", "share of the map to keep", type=float, metavar="P")
-    parser.add_option(drop_block, "block_size", "pixels", type=integer(1), metavar="N")
-    parser.add_argument("--device", help="(cuda where there is one)")
-    parser.add_option(bench, "seconds", "time for all measurements", type=float, metavar="S")
-
-
-def run(arguments: Namespace) -> tuple[str, None]:
+def run(arguments: Namespace) -> tuple[str, None, str]:
     shape, keep_prob, block_size = arguments.shape, arguments.keep_prob, arguments.block_size
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     size = "x".join(map(str, shape))
@@ -39,10 +29,14 @@ def run(arguments: Namespace) -> tuple[str, None]:
         found = bench(shape, keep_prob, block_size, device, arguments.seconds)
     except (AssertionError, RuntimeError) as error:  # no such device, or not enough memory
         raise DropBlockValueError(f"maps of {size} on {device}: {str(error).splitlines()[0]}") from None
+    if arguments.json:
+        about = {"machine": machine(), "device": device, "shape": shape}
+        settings = {"keep_prob": keep_prob, "block_size": block_size}
+        return json.dumps({**about, **settings, "seconds": found}, indent=2), None, ""
     rows = [("forward and backward", "ms", f"times {FLOOR}")]
     rows += [(name, f"{seconds * 1e3:.2f}", f"{seconds / found[FLOOR]:.2f}") for name, seconds in found.items()]
     heading = f"{machine()}; {size}, keep_prob {keep_prob:g}, block {block_size}; medians of one run"
-    return "\n".join([heading, "", *text_table(rows, right={1, 2})]), None
+    return "\n".join([heading, "", *text_table(rows, right={1, 2})]), None, ""
 
 
 def interleaved(

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..anatomy.stages import find_stages
 from ..errors import DropBlockValueError
-from .models import did_you_mean, example_of, in_one_line
+from .models import example_of, in_one_line
 from .pictures import open_picture
+from .spelling import did_you_mean
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _GREY = (0.5,), (0.5,)

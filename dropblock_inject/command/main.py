@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,11 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().parse_args(argv)
         with redirect_stdout(sys.stderr):  # the model's own code may print
-            text, figure = arguments.run(arguments)
+            text, figure, remark = import_module(f".{arguments.command}", __package__).run(arguments)
         if figure is not None:
             _save(figure, arguments.output)
         if text:
             print(text, flush=True)
+        if remark:
+            print(remark, file=sys.stderr)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (DropBlockInjectError, OSError) as error:

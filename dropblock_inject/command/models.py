@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import runpy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import DropBlockTypeError, DropBlockValueError
 from ..tracing.example_input import example_of_size
+from .spelling import did_you_mean
 
 LIBRARIES = ("timm", "torchvision")
 _MAX_PIXELS = 2**28
@@ -52,7 +52,7 @@ def build_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mo
 
     Raises:
         DropBlockValueError: no such library, model, file or function (the closest names are offered), or the code in
-            the file failed.
+            the file or in the library failed.
         DropBlockTypeError: the function returned something else than a module.
     """
     if ".py:" in name:
@@ -66,9 +66,9 @@ def build_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mo
             options["weights_backbone"] = None  # a detector downloads them otherwise
         return models.get_model(bare, weights="DEFAULT" if pretrained else None, **options)
     except Exception as error:  # each way to download has errors of its own
-        if not pretrained:
-            raise
         reason = str(error).strip().split("\n")[0]
+        if not pretrained:
+            raise DropBlockValueError(f"{library} failed to build {bare}: {type(error).__name__}: {reason}") from error
         raise DropBlockValueError(
             f"no pretrained weights for {name}: {reason}; check the connection, or give a file of weights with "
             "--checkpoint"
@@ -100,14 +100,21 @@ def find_model(name: str) -> tuple[str, str]:
     raise DropBlockValueError(f"unknown model {name}{advice or '; timm.list_models() and its like have the names'}")
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The names closest to a misspelt one, as the end of a message; empty if none is close."""
-    close = get_close_matches(name, names, n=4)
-    return f"; did you mean {', '.join(close)}?" if close else ""
+def source_of(name: str) -> tuple[str, str]:
+    """The name in full, with the library that has the model; and for a bare name a remark on where it was found."""
+    if ".py:" in name:
+        return name, ""
+    library, bare = find_model(name)
+    source = f"{library}:{bare}"
+    if name == source:
+        return source, ""
+    others = [one for one in LIBRARIES if one != library and find_spec(one) and bare in _names(one)]
+    return source, f"{bare} of {library}" + "".join(f"; {one} has one too: {one}:{bare}" for one in others)
 
 
 def _names(library: str) -> list[str]:
-    module = import_module(library)
+    with in_one_line(f"import {library}"):
+        module = import_module(library)
     return module.list_models() if library == "timm" else module.models.list_models()
 
 

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
-from ..placement.plan import plan_dropblock
-from ..placement.selection import PLACES
+from ..placement.plan import InjectionPlan, plan_dropblock
+from ..placement.plan_summary import summarize
 from ..plot import plot_plan
-from .arguments import MODEL, CommandParser, options_of, pixels_or_share
-from .models import build_without_data, example_of
+from .arguments import options_of
+from .models import build_without_data, example_of, source_of
 
 
-def add_arguments(parser: CommandParser) -> None:
-    parser.add_argument("model", help=MODEL)
-    parser.add_stages(plan_dropblock)
-    parser.add_option(plan_dropblock, "where", "places in each block", nargs="+", choices=list(PLACES))
-    for name, help in (("include", "only the sites of these names"), ("exclude", "no sites of these names")):
-        parser.add_option(plan_dropblock, name, f"{help}; * is any text", nargs="+", metavar="PATTERN")
-    help = "pixels, or a share of the map"
-    parser.add_option(plan_dropblock, "block_size", help, type=pixels_or_share, metavar="N")
-    parser.add_image_size()
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_output()
-
-
-def run(arguments: Namespace) -> tuple[str, Any]:
-    model = build_without_data(arguments.model)
+def run(arguments: Namespace) -> tuple[str, Any, str]:
+    source, remark = source_of(arguments.model)
+    model = build_without_data(source)
     example = example_of(model, arguments.image_size)
     plan = plan_dropblock(model, example_input=example, **options_of(plan_dropblock, arguments))
-    text = json.dumps(plan.as_dict(), indent=2) if arguments.json else str(plan)
-    return text, plot_plan(plan, example) if arguments.output else None
+    if arguments.json:
+        data = _summary(plan) if arguments.summary else plan.as_dict()
+        text = json.dumps({"source": source, **data}, indent=2)
+    else:
+        text = plan.summary() if arguments.summary else str(plan)
+    return text, plot_plan(plan, example) if arguments.output else None, remark
+
+
+def _summary(plan: InjectionPlan) -> dict[str, Any]:
+    """The lines of the summary as plain values."""
+    data = plan.as_dict()
+    total = {
+        "blocks": len({site.block for site in plan}),
+        "sites": len(plan),
+        "by_kind": Counter(site.where for site in plan),
+        "whole_maps": sum(site.covers_map for site in plan),
+    }
+    about = {"model": data["model"], "image_size": data["image_size"]}
+    return {**about, "stages": [asdict(stage) for stage in summarize(plan)], "total": total}

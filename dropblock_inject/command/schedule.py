@@ -1,7 +1,8 @@
-"""``dropblock-inject schedule``: keep_prob over the steps of a training, as a picture."""
+"""``dropblock-inject schedule``: keep_prob over the steps of a training, as a table, as JSON or as a picture."""
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from typing import Any
 
@@ -10,26 +11,17 @@ from torch import nn
 from ..errors import DropBlockValueError
 from ..ops.functional import check_arguments
 from ..ops.layer import DropBlock
-from ..placement.plan import plan_dropblock
 from ..placement.selection import targets_of
 from ..plot import plot_schedule
-from ..training.schedule import MODES, KeepProbSchedule
-from .arguments import CommandParser, integer, options_of
+from ..surgery.text_table import text_table
+from ..training.schedule import KeepProbSchedule
+from .arguments import options_of
 
 _STAGES = (1, 2, 3, 4)
+_PARTS = 10  # the table has so many rows, and one more
 
 
-def add_arguments(parser: CommandParser) -> None:
-    parser.description = f"{parser.description} The network is taken to have the stages 1, 2, 3 and 4."
-    parser.add_argument("--total-steps", type=integer(1), required=True, metavar="N", help="optimizer steps")
-    parser.add_option(KeepProbSchedule, "mode", "shape of the curve", choices=list(MODES))
-    parser.add_option(KeepProbSchedule, "start", "keep_prob at the beginning", type=float, metavar="P")
-    parser.add_option(KeepProbSchedule, "warmup_steps", "steps at the start value", type=integer(0), metavar="N")
-    parser.add_stages(plan_dropblock)
-    parser.add_output(required=True)
-
-
-def run(arguments: Namespace) -> tuple[str, Any]:
+def run(arguments: Namespace) -> tuple[str, Any, str]:
     check_arguments(arguments.keep_prob, 1, None)
     unknown = [str(stage) for stage in arguments.stages if stage not in (*_STAGES, -4, -3, -2, -1)]
     if unknown:
@@ -38,4 +30,17 @@ def run(arguments: Namespace) -> tuple[str, Any]:
     targets = targets_of(arguments.keep_prob, stages, _STAGES[-1], arguments.depth_scaling)
     layers = nn.ModuleDict({f"stage {stage} of {len(_STAGES)}": DropBlock(p) for stage, p in targets.items()})
     schedule = KeepProbSchedule(layers, arguments.total_steps, **options_of(KeepProbSchedule, arguments))
-    return "", plot_schedule(schedule)
+    total, warmup = arguments.total_steps, arguments.warmup_steps
+    steps = sorted({warmup, *(number * total // _PARTS for number in range(_PARTS + 1))})
+    values = {stage: [schedule.value_at(step, end) for step in steps] for stage, end in targets.items()}
+    if arguments.json:
+        settings = {name: getattr(arguments, name) for name in ("mode", "start", "warmup_steps", "total_steps")}
+        text = json.dumps({**settings, "steps": steps, "keep_prob": values}, indent=2)
+    else:
+        rows = [("step", *(f"stage {stage}" for stage in values))]
+        rows += [
+            (str(step), *(f"{value:.4g}" for value in row)) for step, *row in zip(steps, *values.values(), strict=True)
+        ]
+        heading = f"{arguments.mode} schedule over {total} optimizer steps: keep_prob of each stage"
+        text = "\n".join([heading, "", *text_table(rows, right=range(len(rows[0])))])
+    return text, plot_schedule(schedule) if arguments.output else None, ""

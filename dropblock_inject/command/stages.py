@@ -8,31 +8,25 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..anatomy.stages import Stage, find_stages
+from ..anatomy.stages import Stage, find_trunk
 from ..errors import DropBlockValueError
 from ..plot import plot_stages
 from ..surgery.text_table import text_table
-from .arguments import MODEL, CommandParser
-from .models import build_without_data, example_of
+from .models import build_without_data, example_of, source_of
 
 
-def add_arguments(parser: CommandParser) -> None:
-    parser.add_argument("model", help=MODEL)
-    parser.add_image_size()
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_output()
-    help = "the block that the picture shows in detail (the first residual block of the deepest stage)"
-    parser.add_argument("--block", metavar="NAME", help=help)
-
-
-def run(arguments: Namespace) -> tuple[str, Any]:
+def run(arguments: Namespace) -> tuple[str, Any, str]:
     if arguments.block and not arguments.output:
         raise DropBlockValueError("--block chooses the block that the picture shows; give -o FILE.png too")
-    model = build_without_data(arguments.model)
+    source, remark = source_of(arguments.model)
+    model = build_without_data(source)
     example = example_of(model, arguments.image_size)
-    stages = find_stages(model, example)
-    text = json.dumps([asdict(stage) for stage in stages], indent=2) if arguments.json else _table(stages)
-    return text, plot_stages(model, example, arguments.block) if arguments.output else None
+    trunk = find_trunk(model, example)
+    text = _table(trunk.stages)
+    if arguments.json:
+        about = {"source": source, "model": type(model).__name__, "image_size": trunk.geometry.image_size}
+        text = json.dumps({**about, "stages": [asdict(stage) for stage in trunk.stages]}, indent=2)
+    return text, plot_stages(model, example, arguments.block) if arguments.output else None, remark
 
 
 def _table(stages: Sequence[Stage]) -> str:

@@ -21,6 +21,7 @@ from ..surgery.site import Site
 from ..surgery.splice import splice, unsplice
 from .layers import MakeLayer, check_maker, dropblock_for, make_layers
 from .patterns import Pattern, check_pattern
+from .plan_summary import render_summary
 from .plan_table import TraceSummary, render
 from .selection import by_stage, check_layer_options, choose_sites, choose_stages, kinds_of, targets_of
 from .site_finder import SiteFinder
@@ -72,6 +73,10 @@ class _Sites(Sequence[Site]):
 
     def __str__(self) -> str:
         return render(type(self.model).__name__, self._sites, self._trace, self._layers)
+
+    def summary(self) -> str:
+        """A shorter table, with a line per stage in place of a line per site."""
+        return render_summary(type(self.model).__name__, self._sites, self._trace, self._layers)
 
 
 class InjectionReport(_Sites):

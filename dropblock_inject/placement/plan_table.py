@@ -41,17 +41,14 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary, layers: Seque
     Args:
         layers: the class of the layer at each site. Where any is no DropBlock, they are shown in place of the blocks.
     """
-    blocks = len({site.block for site in sites})
-    pixels = _size(trace.image_size)
-    has_blocks = set(layers) <= {"DropBlock"}
-    kinds = " and ".join(sorted(set(layers) or {"DropBlock"}))
-    lines = [f"{kinds} in {model}: {len(sites)} sites in {blocks} blocks; maps for an input of {pixels} pixels"]
+    lines = [heading(model, sites, trace, layers)]
     if not sites:
         return lines[0]
+    has_blocks = set(layers) <= {"DropBlock"}
     rows = [(*_HEADINGS[:6], "block" if has_blocks else "layer", _HEADINGS[6])]
     previous = None
     for site, layer in zip(sites, layers, strict=True):
-        covers = "*" if site.block_size == site.map_size else ""
+        covers = "*" if site.covers_map else ""
         group = site.part if site.stage is None else str(site.stage)
         stage = "" if group == previous else group
         previous = group
@@ -62,8 +59,8 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary, layers: Seque
                 site.where,
                 _behind(site),
                 str(site.channels),
-                _size(site.map_size),
-                _size(site.block_size) + covers if has_blocks else layer,
+                size_text(site.map_size),
+                size_text(site.block_size) + covers if has_blocks else layer,
                 f"{site.keep_prob:.4g}",
             )
         )
@@ -71,7 +68,22 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary, layers: Seque
     lines += ["", headings, rule]
     for number, (row, line) in enumerate(zip(rows[1:], body, strict=True)):
         lines += ["", line] if number and row[0] else [line]
-    whole_maps = sum(site.block_size == site.map_size for site in sites)
+    return "\n".join([*lines, *notes(sites, trace, layers)])
+
+
+def heading(model: str, sites: Sequence[Site], trace: TraceSummary, layers: Sequence[str]) -> str:
+    """The line above a table."""
+    blocks = len({site.block for site in sites})
+    kinds = " and ".join(sorted(set(layers) or {"DropBlock"}))
+    pixels = size_text(trace.image_size)
+    return f"{kinds} in {model}: {len(sites)} sites in {blocks} blocks; maps for an input of {pixels} pixels"
+
+
+def notes(sites: Sequence[Site], trace: TraceSummary, layers: Sequence[str]) -> list[str]:
+    """The lines below a table: what a reader should know of the sites, and of what has no site."""
+    lines: list[str] = []
+    has_blocks = set(layers) <= {"DropBlock"}
+    whole_maps = sum(site.covers_map for site in sites)
     if whole_maps and has_blocks:
         lines += [
             "",
@@ -99,7 +111,7 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary, layers: Seque
             "The pass without data ended early, which is normal for a detector. Sites behind that "
             f"point are not listed: {problem}",
         ]
-    return "\n".join(lines)
+    return lines
 
 
 def _unused(trace: TraceSummary) -> str:
@@ -125,5 +137,5 @@ def _behind(site: Site) -> str:
     return " ".join(name.removeprefix(f"{site.block}.") for name in site.layers) or site.host
 
 
-def _size(size: tuple[int, ...]) -> str:
+def size_text(size: tuple[int, ...]) -> str:
     return "x".join(map(str, size))

@@ -86,6 +86,11 @@ class Site:
         """The names that a pattern may match."""
         return tuple(dict.fromkeys((self.name, *self.layers, self.host, self.block)))
 
+    @property
+    def covers_map(self) -> bool:
+        """Whether the block is as large as the map, so that whole channels are dropped."""
+        return self.block_size == self.map_size
+
     def as_dict(self) -> dict[str, Any]:
         """The same as a dict of plain values, for loggers and JSON; without the splice, which is internal."""
         return {name: value for name, value in vars(self).items() if name != "splice"}

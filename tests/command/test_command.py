@@ -8,18 +8,15 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-from networks import CifarResNet
 from PIL import Image
 
-from dropblock_inject import find_stages, plan_dropblock
-from dropblock_inject.command import arguments
+from dropblock_inject import plan_dropblock
 from dropblock_inject.command import main as command
 from dropblock_inject.command.main import main
 
@@ -45,13 +42,6 @@ def test_stages(capsys):
         ["3", "16", "256", "14x14", "2", "layer3.0", "layer3.1"],
         ["4", "32", "512", "7x7", "2", "layer4.0", "layer4.1"],
     ]
-
-
-def test_stages_as_data(capsys):
-    found = json.loads(run(capsys, "stages", OWN, "--image-size", 32, "--json"))
-    stages = find_stages(CifarResNet(), torch.empty(1, 3, 32, 32))
-    assert found == json.loads(json.dumps([asdict(stage) for stage in stages]))
-    assert [block["name"] for block in found[2]["blocks"]] == ["stage3.0", "stage3.1"]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm:resnet18", "timm:resnet18.a1_in1k"])
@@ -322,26 +312,6 @@ def test_mistakes_get_a_sentence_and_no_traceback(capsys, tmp_path, monkeypatch,
     assert re.match(rf"dropblock-inject: error: .*{message}", printed.err, re.S), printed.err
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        *([], ["draw"], ["plan"], ["plan", "resnet18", "--where", "there"], ["plan", "x", "--k"]),
-        *(["plan", "resnet18", "--stages", "3,4"], ["stages", "resnet18", "-o", "noext"], ["stages", "x", "-o", "."]),
-        ["show", "a.png", "--model", "resnet18", "-o", "b.png", "--channels", "9999"],
-        ["show", "a.png", "--model", "resnet18", "-o", "b.png", "--seed", "1" + "0" * 20],
-        ["schedule", "--total-steps", "0", "-o", "b.png"],
-        ["schedule", "--total-steps", "1" + "0" * 20, "-o", "b.png"],
-        ["stages", "resnet18", "--image-size", "1" + "0" * 27],
-        ["stages", "resnet18", "--image-size", "1" + "0" * 5000],
-    ],
-)
-def test_wrong_usage_ends_with_2(capsys, words):
-    with pytest.raises(SystemExit) as ended:
-        main(words)
-    assert ended.value.code == 2
-    assert "usage: dropblock-inject" in capsys.readouterr().err
-
-
 def test_a_model_that_takes_more_than_an_image(capsys, tmp_path):
     file = tmp_path / "net.py"
     file.write_text(
@@ -354,17 +324,6 @@ def test_a_model_that_takes_more_than_an_image(capsys, tmp_path):
         "--image-size\n$",
         capsys.readouterr().err,
     )
-
-
-def test_only_the_module_of_the_command_in_question_is_imported(capsys, monkeypatch):
-    """The list of commands must not wait for torch."""
-    imported = []
-    monkeypatch.setattr(arguments, "import_module", lambda *names: imported.append(names[0]))
-    for words in (["--help"], ["plan", "--help"]):
-        with pytest.raises((SystemExit, AttributeError)):
-            main(words)
-    assert imported == [".plan"]
-    assert "the places where inject_dropblock would put DropBlocks" in capsys.readouterr().out
 
 
 @pytest.fixture
