@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,12 +9,12 @@ from torch import Tensor
 
 from ..errors import DropBlockValueError
 from ..ops.functional import BlockSize, drop_block
-from .canvas import new_figure, show_image
+from .canvas import DROPPED, GREY, MEDIUM, PAGE_WIDTH, SMALL, draw_title, new_figure, show_image, times
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DROPPED = "#e4e4e4"
+_CANDIDATES = 8  # for each channel that is shown
 
 
 def plot_masks(
@@ -26,7 +25,7 @@ def plot_masks(
     channels: int = 5,
     seed: int = 0,
 ) -> Figure:
-    """Masks of Dropout, SpatialDropout and DropBlock, a row each, with the share that each keeps. Black is dropped.
+    """Masks of Dropout, SpatialDropout and DropBlock, a row each, with the share that each keeps.
 
     Args:
         map_size: height and width of the feature maps, in pixels.
@@ -39,14 +38,18 @@ def plot_masks(
         PlotError: matplotlib is not installed.
         DropBlockValueError, DropBlockTypeError: as :func:`dropblock_inject.drop_block`.
     """
-    figure = new_figure(1.5 * channels + 1.6, 5.2)
+    masks = _masks((2000, *map_size), keep_prob, block_size, seed)
+    figure = new_figure(PAGE_WIDTH, 1.2 + 3 * (PAGE_WIDTH - 1.3) / channels * map_size[0] / map_size[1])
     axes = figure.subplots(3, channels, squeeze=False)
-    for row, (name, kept) in zip(axes, _masks((2000, *map_size), keep_prob, block_size, seed).items(), strict=True):
+    for row, (name, kept) in zip(axes, masks.items(), strict=True):
         for axis, mask in zip(row, kept, strict=False):
-            show_image(axis, mask, cmap="gray", vmin=0, vmax=1)
-        row[0].set_ylabel(f"{name}\nkept {kept.float().mean():.1%}", rotation=0, ha="right", va="center", labelpad=8)
+            show_image(axis, ~mask, cmap=_mask_colors(), vmin=0, vmax=1)
+        label = f"{name}\nkept {kept.float().mean():.1%}"
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8, fontsize=MEDIUM)
     height, width = map_size
-    figure.suptitle(f"{width}x{height} maps at keep_prob {keep_prob:g}, block {_as_text(block_size)}; black is dropped")
+    title = f"masks of {width}x{height} pixels at keep_prob {keep_prob:g}, block_size {_as_text(block_size)}"
+    draw_title(figure, title)
+    _explain_colors(figure)
     return figure
 
 
@@ -62,9 +65,12 @@ def plot_feature_maps(
 ) -> Figure:
     """An image, some of its feature maps, and these under Dropout, SpatialDropout and DropBlock at one keep_prob.
 
+    Masks are drawn for many channels. Those in which DropBlock drops something are shown, and among them one that
+    SpatialDropout drops, if there is one.
+
     Args:
         image: an argument of matplotlib's ``imshow``: a PIL image, an array (H, W, 3).
-        features (Tensor[C, H, W]): feature maps of the image; the maps with the largest variance are shown.
+        features (Tensor[C, H, W]): feature maps of the image; those with a large variance are shown.
         keep_prob: share to keep, in (0, 1].
         block_size: as in :func:`dropblock_inject.drop_block`.
         channels: number of maps to show.
@@ -80,29 +86,43 @@ def plot_feature_maps(
         raise DropBlockValueError(f"features must be of shape (C, H, W), got {tuple(features.shape)}")
     features = features.detach().float().cpu()
     # A channel with a large variance answers to parts of the image, not to all of it.
-    shown = features[features.flatten(1).var(1).argsort(descending=True)[:channels]]
-    masks = _masks(tuple(shown.shape), keep_prob, block_size, seed)
-    left = {name: shown.masked_fill(~kept, float("nan")) for name, kept in masks.items()}
-    figure = new_figure(13.2, 1.34 * len(shown) + 0.9)
-    parts: Any = figure.subfigures(1, 3, width_ratios=(3.1, 4, 3))
-    show_image(parts[0].subplots(), image)
-    parts[0].suptitle("input")
-    _draw_columns(parts[1], {"feature map": shown, **left}, _colormap(), [(map.min(), map.max()) for map in shown])
-    parts[1].suptitle(f"activations at keep_prob {keep_prob:g}")
-    _draw_columns(parts[2], masks, "gray", [(0, 1)] * len(shown))
-    parts[2].suptitle(f"masks, block {_as_text(block_size)}")
-    if title:
-        figure.suptitle(title)
+    varied = features.flatten(1).var(1).argsort(descending=True)[: _CANDIDATES * channels]
+    masks = _masks(tuple(features[varied].shape), keep_prob, block_size, seed)
+    rows = _rows_to_show(masks, channels)
+    shown = features[varied][rows]
+    columns = {"no dropping": shown}
+    columns |= {name: shown.masked_fill(~kept[rows], float("nan")) for name, kept in masks.items()}
+    side = (PAGE_WIDTH - 2.2) / len(columns)
+    figure = new_figure(PAGE_WIDTH, 0.95 + len(shown) * side * features.shape[1] / features.shape[2])
+    axes = figure.subplot_mosaic(
+        [["image", *(f"{name} {row}" for name in columns)] for row in range(len(shown))],
+        width_ratios=[2.1 / side, *(1 for _ in columns)],
+    )
+    axes["image"].set_title("image", fontsize=MEDIUM)
+    show_image(axes["image"], image)
+    axes["image"].set_anchor("N")
+    for name, maps in columns.items():
+        axes[f"{name} 0"].set_title(name, fontsize=MEDIUM)
+        for row, map in enumerate(maps):
+            low, high = shown[row].aminmax()
+            show_image(axes[f"{name} {row}"], map, cmap=_map_colors(), vmin=low, vmax=high)
+    draw_title(figure, title or "feature maps")
+    _explain_colors(figure, f", at keep_prob {keep_prob:g} and block_size {_as_text(block_size)}")
+    axes["image"].set_xlabel(
+        f"each row: one of {len(features)} channels\n{times(features.shape[1:])} pixels", fontsize=SMALL
+    )
     return figure
 
 
-def _draw_columns(part: Any, columns: Mapping[str, Tensor], colormap: Any, limits: Sequence[tuple[Any, Any]]) -> None:
-    """Maps (rows, H, W) in titled columns; `limits` are the lowest and the highest value of each row."""
-    axes = part.subplots(len(limits), len(columns), squeeze=False)
-    for column, (name, maps) in zip(axes.T, columns.items(), strict=True):
-        column[0].set_title(name, fontsize=10)
-        for axis, map, (low, high) in zip(column, maps, limits, strict=True):
-            show_image(axis, map, cmap=colormap, vmin=low, vmax=high)
+def _rows_to_show(masks: dict[str, Tensor], count: int) -> list[int]:
+    """The channels to show: with something that DropBlock drops, and with one that SpatialDropout drops."""
+    blocks, whole = (~masks[name].flatten(1).all(1) for name in ("DropBlock", "SpatialDropout"))
+    order = (~blocks).long().argsort(stable=True).tolist()
+    rows = order[:count]
+    lost = [row for row in order if whole[row]]
+    if lost and not any(whole[rows]):
+        rows[-1] = next((row for row in lost if blocks[row]), lost[0])
+    return rows
 
 
 def _masks(shape: tuple[int, ...], keep_prob: float, block_size: BlockSize, seed: int) -> dict[str, Tensor]:
@@ -116,13 +136,29 @@ def _masks(shape: tuple[int, ...], keep_prob: float, block_size: BlockSize, seed
     }
 
 
-def _colormap() -> Any:
+def _explain_colors(figure: Figure, settings: str = "") -> None:
+    from matplotlib.patches import Patch
+
+    style: dict[str, Any] = {"edgecolor": GREY, "linewidth": 0.5}
+    handles = [Patch(facecolor=DROPPED, label=f"dropped: set to zero{settings}", **style)]
+    if not settings:
+        handles.append(Patch(facecolor="white", label="kept", **style))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=SMALL)
+
+
+def _mask_colors() -> Any:
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(["white", DROPPED])
+
+
+def _map_colors() -> Any:
     from matplotlib import colormaps
 
-    return colormaps["viridis"].with_extremes(bad=_DROPPED)
+    return colormaps["gray"].with_extremes(bad=DROPPED)
 
 
 def _as_text(block_size: BlockSize) -> str:
     if isinstance(block_size, int):
         return f"{block_size}x{block_size}"
-    return f"{block_size:g} of the map" if isinstance(block_size, float) else "x".join(map(str, block_size))
+    return f"{block_size:g} of the map" if isinstance(block_size, float) else times(tuple(block_size))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DropBlockTypeError, DropBlockValueError
-from .canvas import new_figure, show_image
+from .canvas import MEDIUM, PAGE_WIDTH, SMALL, draw_title, new_figure, show_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,10 +64,13 @@ def plot_uncertainty(
     if target is not None and target.shape != classes.shape:
         raise DropBlockValueError(f"target must be of shape {tuple(classes.shape)}, got {tuple(target.shape)}")
 
-    figure = new_figure(3.1 * (4 if target is None else 6), 3.3)
-    axes = figure.subplots(1, 4 if target is None else 6)
+    columns = 2 if target is None else 3
+    height, width = classes.shape
+    side = PAGE_WIDTH / 3 - 0.55  # of an image, in inches; beside it is the room for a colour bar
+    figure = new_figure(columns * PAGE_WIDTH / 3, 1.2 + 2 * side * height / width)
+    axes = figure.subplots(2, columns).flat
     _show(axes[0], image, "image")
-    _show_classes(axes[-3 if target is None else 2], classes, "prediction")
+    _show_classes(axes[columns - 1], classes, "prediction")
     wrong = counted = None
     if target is not None:
         target = target.detach().cpu()
@@ -77,16 +80,19 @@ def plot_uncertainty(
         errors = torch.tensor(_RIGHT).expand(*classes.shape, 3).clone()
         errors[wrong], errors[~counted] = torch.tensor(_WRONG), torch.tensor(_IGNORED)
         _show(axes[3], errors, f"errors: {float(wrong.sum() / counted.sum().clamp_min(1)):.1%}")
-    for axis, name, values in zip(axes[-2:], ("entropy", "mutual information"), (entropy, information), strict=True):
+    for axis, name, values in zip(
+        list(axes)[-2:], ("entropy", "mutual information"), (entropy, information), strict=True
+    ):
         if wrong is not None and counted is not None:
-            axis.set_xlabel(f"mean: wrong {_mean(values, wrong)}, right {_mean(values, counted & ~wrong)}")
+            means = f"mean: wrong {_mean(values, wrong)}, right {_mean(values, counted & ~wrong)}"
+            axis.set_xlabel(means, fontsize=SMALL)
         drawn = axis.imshow(values.float().numpy(), cmap="magma", vmin=0, interpolation="nearest")
         axis.set_xticks([])
         axis.set_yticks([])
-        axis.set_title(f"{name}, nats", fontsize=10)
-        figure.colorbar(drawn, ax=axis, fraction=0.046)
+        axis.set_title(f"{name}, nats", fontsize=MEDIUM)
+        figure.colorbar(drawn, ax=axis, fraction=0.046).ax.tick_params(labelsize=SMALL)
     if title:
-        figure.suptitle(title)
+        draw_title(figure, title)
     return figure
 
 
@@ -95,7 +101,7 @@ _NAMES = ("mean", "entropy", "mutual_information")
 
 def _show(axis: Axes, image: Any, title: str, **options: Any) -> None:
     show_image(axis, image, **options)
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=MEDIUM)
 
 
 def _show_classes(axis: Axes, classes: Tensor, title: str) -> None:

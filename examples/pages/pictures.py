@@ -1,4 +1,4 @@
-"""Makes the pictures of the README, with the command and the functions that anyone can use.
+"""Makes the pictures of the pages, with the functions and the command that anyone can use.
 
     pip install "dropblock-inject[examples,plot]"
     python examples/pages/pictures.py
@@ -16,17 +16,19 @@ from pathlib import Path
 from PIL import Image
 from torch import nn
 
+from dropblock_inject import plan_dropblock
 from dropblock_inject.command.main import main as command
-from dropblock_inject.plot import plot_masks
+from dropblock_inject.command.models import build_without_data
+from dropblock_inject.plot import plot_masks, plot_plan, plot_stages
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(EXAMPLES))
 
-DETECTOR = "torchvision:fasterrcnn_resnet50_fpn"
+DETECTOR, CLASSIFIER = "torchvision:fasterrcnn_resnet50_fpn", "torchvision:resnet50"
 SHOWN_SIZE = 448  # pixels of the photograph
 
 
-def imagenet_lite0() -> nn.Module:
+def efficientnet_lite0() -> nn.Module:
     """The network of the photograph's feature maps, with its ImageNet weights."""
     from lib import models
 
@@ -39,21 +41,29 @@ def main(argv: list[str] | None = None) -> None:
     folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)
     plot_masks().savefig(folder / "masks.png")
-    calls = [
-        ["stages", DETECTOR, "-o", str(folder / "stages.png")],
-        ["plan", "timm:resnet50", "-o", str(folder / "plan.png")],
-        ["schedule", "--total-steps", "10000", "-o", str(folder / "schedule.png")],
-    ]
+    detector, classifier = map(build_without_data, (DETECTOR, CLASSIFIER))
+    plot_stages(detector, name=bare(DETECTOR)).savefig(folder / "stages.png")
+    plot_plan(plan_dropblock(classifier), name=bare(CLASSIFIER)).savefig(folder / "plan.png")
     with tempfile.TemporaryDirectory() as temporary:
         photograph = Path(temporary) / "cat.png"
         from skimage.data import chelsea
 
         Image.fromarray(chelsea()).save(photograph)
-        network = f"{Path(__file__)}:imagenet_lite0"
-        options = ["--model", network, "--image-size", str(SHOWN_SIZE), "-o", str(folder / "show.png")]
-        for call in [*calls, ["show", str(photograph), *options]]:
+        network = f"{Path(__file__)}:efficientnet_lite0"
+        size = ["--image-size", str(SHOWN_SIZE)]
+        for call in (
+            ["schedule", "--total-steps", "10000", "-o", str(folder / "schedule.png")],
+            ["show", str(photograph), "--model", network, *size, "-o", str(folder / "show.png")],
+        ):
             if code := command(call):
                 raise SystemExit(code)
+    for file in folder.glob("*.png"):  # with 256 colours a picture has a third of the bytes
+        Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
+def bare(name: str) -> str:
+    """The name of a model without its library."""
+    return name.rpartition(":")[2]
 
 
 if __name__ == "__main__":

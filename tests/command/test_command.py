@@ -102,8 +102,8 @@ def test_pictures_of_a_network(capsys, tmp_path, figures):
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "stages.svg").read_text()
     plan, stages = figures
-    assert [text.get_text() for text in plan.axes[0].texts].count("keep 0.9") == 1
-    assert "stage2.0" in stages.axes[1].get_title(loc="left")
+    assert [text.get_text() for text in plan.axes[0].texts].count("keep_prob 0.9") == 1
+    assert "block stage2.0" in [text.get_text() for text in stages.axes[0].texts]
 
 
 def test_the_picture_of_feature_maps(capsys, tmp_path, photograph, figures):
@@ -113,9 +113,9 @@ def test_the_picture_of_feature_maps(capsys, tmp_path, photograph, figures):
     shown, *maps = (axis.images[0].get_array() for axis in figure.get_axes())
     with Image.open(photograph) as original:
         assert (np.asarray(shown) == np.asarray(original.resize((64, 64), box=(10, 0, 70, 60)))).all()
-    assert len(maps) == 2 * (4 + 3)
+    assert len(maps) == 2 * 4
     assert "stage1.0 of CifarResNet" in figure.get_suptitle()
-    assert "block 3x3" in [part.get_suptitle() for part in figure.subfigs][2]
+    assert "block_size 3x3" in figure.legends[0].get_texts()[0].get_text()
 
 
 def curves(figure):
