@@ -1,4 +1,12 @@
-"""DropBlock in one line, in place, in any pretrained timm or torchvision CNN."""
+"""DropBlock in one line, in place, in any pretrained timm or torchvision CNN.
+
+:func:`inject_dropblock` puts DropBlocks into a built model, and :func:`plan_dropblock` says where they would go.
+:class:`KeepProbSchedule` moves their keep_prob over the training.
+
+Other modules: `dropblock_inject.presets` has named choices of arguments, `dropblock_inject.plot` pictures,
+`dropblock_inject.errors` the errors. `dropblock_inject.integrations.lightning` and
+`dropblock_inject.integrations.transformers` are callbacks for trainers.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -16,17 +16,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-#: The settings of the paper for ImageNet (arXiv 1810.12890, section 4.1) and of its authors' code: groups 3 and 4 of a
-#: ResNet, branches and shortcuts, blocks of 7 pixels, keep_prob 0.9 in group 4 and 0.975 in group 3. The paper trains
-#: from scratch for 270 epochs, three times as many as usual. They equal the default arguments.
 PAPER: Mapping[str, Any] = MappingProxyType(
     {"stages": (3, 4), "where": "paper", "keep_prob": 0.9, "block_size": 7, "depth_scaling": True}
 )
+"""The settings of the paper for ImageNet (arXiv 1810.12890, section 4.1) and of its authors' code: groups 3 and 4 of a
+ResNet, branches and shortcuts, blocks of 7 pixels, keep_prob 0.9 in group 4 and 0.975 in group 3. The paper trains from
+scratch for 270 epochs, three times as many as usual. They equal the default arguments."""
 
-#: PAPER for images of other sizes. A block is half of the map, as 7 pixels are of the 14x14 maps of group 3; the stages
-#: are the last two, whatever their numbers.
 SMALL_IMAGES: Mapping[str, Any] = MappingProxyType({**PAPER, "stages": (-2, -1), "block_size": 0.5})
+"""PAPER for images of other sizes. A block is half of the map, as 7 pixels are of the 14x14 maps of group 3; the stages
+are the last two, whatever their numbers."""
 
-#: For a short fine-tuning of a pretrained network on few images: SMALL_IMAGES in the last stage only. It comes from the
-#: study in examples/study.
 FINE_TUNING: Mapping[str, Any] = MappingProxyType({**SMALL_IMAGES, "stages": (-1,)})
+"""For a short fine-tuning of a pretrained network on few images: SMALL_IMAGES in the last stage only. It comes from the
+study in examples/study."""

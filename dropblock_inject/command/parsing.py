@@ -49,7 +49,7 @@ class SubcommandParser(argparse.ArgumentParser):
         if others:
             return f" here; it is an option of {enumerated(others)}"
         options = [option for option in self._option_string_actions if option.startswith("--")]
-        plain = name.strip("-").replace("_", "-").lower()
+        plain = name.strip("-").lower()
         return did_you_mean(f"--{plain}", options, most=1) or f"; {self.prog} --help lists the options"
 
 

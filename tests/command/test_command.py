@@ -18,6 +18,7 @@ from PIL import Image
 
 from dropblock_inject import plan_dropblock
 from dropblock_inject.command import main as command
+from dropblock_inject.command import models
 from dropblock_inject.command.main import main
 
 TESTS = Path(__file__).parents[1]
@@ -226,6 +227,23 @@ def test_errors_in_the_code_of_a_model_are_said_in_a_line(capsys, tmp_path, phot
     words = ["show", photograph, "--model", f"{file}:net", "--layer", "0", "--image-size", 64, "-o", tmp_path / "x.png"]
     assert main(list(map(str, words))) == 1
     assert re.match(rf"dropblock-inject: error: .*{message}", capsys.readouterr().err)
+
+
+def test_errors_of_a_library_are_said_in_a_line(capsys, monkeypatch):
+    def fail(*names, **options):
+        raise RuntimeError("no operator nms\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "import_module", fail)
+        assert main(["plan", "torchvision:resnet18"]) == 1
+        assert capsys.readouterr().err == (
+            "dropblock-inject: error: import torchvision failed: RuntimeError: no operator nms\n"
+        )
+    monkeypatch.setattr(timm, "create_model", fail)
+    assert main(["plan", "timm:resnet18"]) == 1
+    assert capsys.readouterr().err == (
+        "dropblock-inject: error: timm failed to build resnet18: RuntimeError: no operator nms\n"
+    )
 
 
 MISTAKES = [
