@@ -14,8 +14,8 @@ class BlockLayout(NamedTuple):
     """The places of the blocks of a mask in the memory of a tensor.
 
     Attributes:
-        terms: pairs (count, factor). The block of a seed starts at offset ``sum(factor * (seed // count))``.
-        size, stride: of a view of the tensor that has, along one axis, the block at each offset. The blocks overlap.
+        terms: pairs (count, factor). The block of a seed has the index ``sum(factor * (seed // count))``.
+        size, stride: of a view of the tensor that has, along one axis, the block of each index. The blocks overlap.
         axis: that axis. Only the innermost axis of a block is behind it, because torch loops over the last two axes
             faster than over the others.
     """
@@ -25,17 +25,17 @@ class BlockLayout(NamedTuple):
     stride: tuple[int, ...]
     axis: int
 
-    def offsets(self, seeds: Tensor) -> Tensor:
-        """The offsets in memory at which the blocks of these seeds start."""
+    def blocks(self, seeds: Tensor) -> Tensor:
+        """The indices of the blocks of these seeds."""
         (_, factor), *others = self.terms
-        offsets = seeds.mul(factor)
+        blocks = seeds if factor == 1 else seeds.mul(factor)
         for count, factor in others:
-            offsets.add_(seeds.div(count, rounding_mode="floor"), alpha=factor)
-        return offsets
+            blocks = blocks.add(seeds.div(count, rounding_mode="floor"), alpha=factor)
+        return blocks
 
-    def fill(self, tensor: Tensor, offsets: Tensor, value: float) -> None:
-        """Writes `value` to the blocks that start at these offsets."""
-        tensor.as_strided(self.size, self.stride).index_fill_(self.axis, offsets, value)
+    def fill(self, tensor: Tensor, blocks: Tensor, value: float) -> None:
+        """Writes `value` to the blocks of these indices."""
+        tensor.as_strided(self.size, self.stride).index_fill_(self.axis, blocks, value)
 
 
 @lru_cache(maxsize=1024)
@@ -64,15 +64,18 @@ def _layout(strides: tuple[int, ...], block: list[tuple[int, int]], length: int,
     count, covered = 1, 0
     sizes = (spec.shape[0], spec.masks_per_sample, *spec.valid)
     for number, step in zip(reversed(sizes), reversed(strides), strict=True):
-        terms[count] = terms.get(count, 0) + step - covered
-        count, covered = count * number, step * number
+        if number > 1:
+            terms[count] = step - covered
+            count, covered = count * number, step * number
     axes: list[tuple[int, int]] = []
     for step, number in sorted(block, reverse=True):
         if axes and axes[-1][1] == step * number:  # the two axes are contiguous in memory: one longer run
             number *= axes.pop()[0]
         axes.append((number, step))
-    needed = tuple((count, factor) for count, factor in terms.items() if factor or count == 1)
-    reach = sum((size - 1) * stride for size, stride in axes)
-    axes.insert(-1, (length - reach, 1))
+    needed = tuple((count, factor) for count, factor in terms.items() if factor) or ((1, 1),)
+    starts, step = length - sum((size - 1) * stride for size, stride in axes), 1
+    if len(needed) == 1 and needed[0][1] > 1:  # blocks at a constant distance: the seeds are the indices
+        step, needed = needed[0][1], ((1, 1),)
+    axes.insert(-1, (-(-starts // step), step))
     size, stride = zip(*axes, strict=True)
     return BlockLayout(needed, size, stride, len(axes) - 2)

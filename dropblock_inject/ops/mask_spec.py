@@ -77,6 +77,11 @@ class MaskSpec:
         return self.masks_per_sample * prod(self.map_size)
 
     @cached_property
+    def may_overlap(self) -> bool:
+        """Whether two blocks can have a pixel in common."""
+        return any(block > 1 and valid > 1 for block, valid in zip(self.block, self.valid, strict=True))
+
+    @cached_property
     def scale_shape(self) -> tuple[int, ...]:
         """Shape of the scale: one number for the tensor, or one per sample."""
         return (self.shape[0], *(1 for _ in self.shape[1:])) if self.rescale == "sample" else ()
@@ -110,13 +115,13 @@ def scale_for(dropped: Tensor, spec: MaskSpec) -> Tensor:
     return (total / (total - dropped).clamp(min=1).to(spec.precision)).view(spec.scale_shape)
 
 
-def rescale(input: Tensor, scale: Tensor, output: Tensor) -> None:
-    """Writes ``input * scale`` to `output`, which may be the input. One pass, computed in fp32 or fp64."""
-    if scale.dim() == 0 and scale.device.type == "cpu":
-        factor = scale.item()  # torch multiplies faster by a number than by a tensor
-        if factor != 1:
-            torch.mul(input, factor, out=output)
-        elif output is not input:
-            output.copy_(input)
-    else:
-        torch.mul(input, scale, out=output)
+def rescale(input: Tensor, scale: Tensor, output: Tensor | None) -> Tensor:
+    """Writes ``input * scale`` to `output`, which may be the input, or to a new tensor. One pass, in fp32 or fp64."""
+    if scale.dim() or not scale.is_cpu:
+        return torch.mul(input, scale, out=torch.empty_like(input) if output is None else output)
+    factor = scale.item()  # torch multiplies faster by a number than by a tensor
+    if output is None:
+        return input * factor
+    if factor != 1:
+        return torch.mul(input, factor, out=output)
+    return output if output is input else output.copy_(input)

@@ -50,9 +50,9 @@ def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, options: 
         output, _ = torch.ops.dropblock_inject.drop(input, seed, None, _bits(keep_prob), *options)
         output = output.view_as(output)  # Dynamo lets hooks set attributes on this, not on one output of several
     elif inplace and not ((input.requires_grad and input._is_view()) or torch._C._are_functorch_transforms_active()):
-        return _apply(input, seed, None, None, True, keep_prob, options)[0]
+        return _apply(input, seed, None, None, True, keep_prob, options)
     else:
-        output = _apply(input, seed, None, None, False, keep_prob, options)[0]
+        output = _apply(input, seed, None, None, False, keep_prob, options)
     return input.copy_(output) if inplace else output
 
 
@@ -63,24 +63,20 @@ def _bits(keep_prob: float) -> Tensor:
 
 def _mask(
     input: Tensor,
-    output: Tensor,
+    output: Tensor | None,
     seed: Tensor,
     scale: Tensor | None,
     blocks: Tensor | None,
     keep_prob: float,
     options: Options,
-) -> tuple[Tensor, Tensor]:
-    """Writes the result to `output`. Returns the scale, empty if it was given, and the blocks, empty unless few."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Writes the result to `output`, or to a new tensor. Returns it, the scale and the blocks, None unless few."""
     spec = mask_spec(tuple(input.shape), input.dtype, keep_prob, options)
-    if input.device.type == "cpu":
-        new_scale, new_blocks = sparse.drop(input, output, seed, scale, blocks, spec)
-        few = blocks is None and new_blocks.nbytes <= output.nbytes * _MAX_SAVED_FRACTION
-    else:
-        new_scale, few = _backend(input.device, input.dtype).drop(input, output, seed, scale, spec), False
-    if scale is None and few:
-        return new_scale, new_blocks
-    nothing = torch.empty(0, dtype=torch.int64, device=input.device)
-    return new_scale if scale is None else nothing, new_blocks if few else nothing
+    if input.is_cpu:
+        output, scale, blocks = sparse.drop(input, output, seed, scale, blocks, spec)
+        return output, scale, blocks if blocks.nbytes <= output.nbytes * _MAX_SAVED_FRACTION else None
+    output = torch.empty_like(input) if output is None else output
+    return output, _backend(input.device, input.dtype).drop(input, output, seed, scale, spec), None
 
 
 @lru_cache
@@ -103,7 +99,10 @@ def _drop_to(
     block_size: Sequence[int],
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
-    return _mask(input, output, seed, scale, blocks, keep_prob, Options(tuple(block_size), *options))
+    arguments = (seed, scale, blocks, keep_prob, Options(tuple(block_size), *options))
+    _, new_scale, new_blocks = _mask(input, output, *arguments)
+    nothing = torch.empty(0, dtype=torch.int64, device=input.device)
+    return new_scale if scale is None else nothing, new_blocks if blocks is None and new_blocks is not None else nothing
 
 
 def _fake_drop_to(
@@ -127,7 +126,7 @@ def _fake_drop(input: Tensor, seed: Tensor, scale: Tensor | None, *arguments: An
 
 
 class _Drop(Function):
-    """The operator of the eager mode. For its backward pass it returns the scale and the blocks too."""
+    """The operator of the eager mode. The transforms of torch.func save outputs only: the scale and the blocks too."""
 
     @staticmethod
     def forward(
@@ -140,9 +139,7 @@ class _Drop(Function):
         options: Options,
     ) -> tuple[Tensor, Tensor, Tensor]:
         output = input if inplace else torch.empty_like(input)
-        if type(input) is not Tensor or torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
-            return output, *_DROP_TO(input, output, seed, scale, blocks, keep_prob, *options)
-        return output, *_mask(input, output, seed, scale, blocks, keep_prob, options)  # sooner without the dispatcher
+        return output, *_DROP_TO(input, output, seed, scale, blocks, keep_prob, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -170,39 +167,67 @@ class _Drop(Function):
             with torch._C._ExcludeDispatchKeyGuard(_VMAP_MODE):
                 result, _ = torch.ops.dropblock_inject.drop(gradient, seed, scale, _bits(ctx.keep_prob), *ctx.options)
         else:
-            usable = blocks if len(blocks) and gradient.stride() == ctx.strides else None
-            result = _apply(gradient, seed, scale, usable, False, ctx.keep_prob, ctx.options)[0]
+            usable = blocks is not None and len(blocks) and gradient.stride() == ctx.strides
+            result = _apply(gradient, seed, scale, blocks if usable else None, False, ctx.keep_prob, ctx.options)
         return result, *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None, None]:
         seed, scale = ctx.saved_tensors
-        return _apply(tangent, seed, scale, None, ctx.inplace, ctx.keep_prob, ctx.options)[0], None, None
+        return _apply(tangent, seed, scale, None, ctx.inplace, ctx.keep_prob, ctx.options), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple, tuple]:
-        output, scale = _one_by_one(lambda *each: _apply(*each)[:2], info, in_dims, arguments)
+        output, scale = _one_by_one(lambda *each: _Drop.apply(*each)[:2], info, in_dims, arguments)
         return (output, scale, scale.new_empty(0)), (0, 0, None)
 
 
-class _QuickDrop(_Drop):
-    """The same outside of the transforms of torch.func. A `forward` that takes the context is called in less time."""
-
-    setup_context = Function.setup_context
+class _QuickDrop(Function):
+    """The same for a plain tensor, outside of these transforms and without the dispatcher, which takes less time."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = _Drop.forward(*arguments)
-        _Drop.setup_context(ctx, arguments, output)
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        seed: Tensor,
+        scale: Tensor | None,
+        blocks: Tensor | None,
+        inplace: bool,
+        keep_prob: float,
+        options: Options,
+    ) -> Tensor:
+        output, scale, blocks = _mask(input, input if inplace else None, seed, scale, blocks, keep_prob, options)
+        if inplace:
+            ctx.mark_dirty(input)
+        ctx.save_for_backward(seed, scale, blocks)
+        ctx.save_for_forward(seed, scale)
+        ctx.set_materialize_grads(False)  # a gradient that is None stays None
+        ctx.inplace, ctx.keep_prob, ctx.options, ctx.strides = inplace, keep_prob, options, output.stride()
         return output
 
+    backward = _Drop.backward
 
-def _apply(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Calls ``_Drop.forward``, and autograd records it if it records anything at all."""
-    if torch._C._are_functorch_transforms_active():
-        return _Drop.apply(*arguments)
-    is_recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
-    return _QuickDrop.apply(*arguments) if is_recorded else _Drop.forward(*arguments)
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Any:
+        return _Drop.jvp(ctx, tangent)[0]
+
+
+def _apply(
+    input: Tensor,
+    seed: Tensor,
+    scale: Tensor | None,
+    blocks: Tensor | None,
+    inplace: bool,
+    keep_prob: float,
+    options: Options,
+) -> Tensor:
+    """The masked and rescaled input. Autograd records the operation if it records anything at all."""
+    is_special = type(input) is not Tensor or torch._C._are_functorch_transforms_active()
+    if is_special or torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
+        return _Drop.apply(input, seed, scale, blocks, inplace, keep_prob, options)[0]
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        return _QuickDrop.apply(input, seed, scale, blocks, inplace, keep_prob, options)
+    return _mask(input, input if inplace else None, seed, scale, blocks, keep_prob, options)[0]
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

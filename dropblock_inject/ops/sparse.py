@@ -19,23 +19,28 @@ _FLAGS = 1 << 20  # that are counted at a time
 
 
 def drop(
-    input: Tensor, output: Tensor, seed: Tensor, scale: Tensor | None, blocks: Tensor | None, spec: MaskSpec
-) -> tuple[Tensor, Tensor]:
-    """Writes the masked and rescaled `input` to `output`, which may be the input. Returns the scale and the blocks.
+    input: Tensor, output: Tensor | None, seed: Tensor, scale: Tensor | None, blocks: Tensor | None, spec: MaskSpec
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes the masked and rescaled `input` to `output`, which may be the input, or to a new tensor.
 
     The mask is a function of `seed`. What is given of scale and blocks is not computed again.
 
     Args:
-        blocks (Tensor[blocks]): offsets in the memory of `output`, at which the blocks start.
+        blocks (Tensor[blocks]): indices of the blocks in the layout of `output`.
+
+    Returns:
+        The output, the scale and the blocks.
     """
-    layout = layout_of(output.stride(), spec)
+    if output is None and not input.is_contiguous():
+        output = torch.empty_like(input)
+    layout = layout_of(input.stride() if output is None else output.stride(), spec)
     if scale is None or blocks is None:
         seeds = _draw(spec.probability, spec.shape[0] * spec.masks_per_sample * prod(spec.valid), int(seed))
-        blocks = layout.offsets(seeds)
+        blocks = layout.blocks(seeds)
         scale = _scale(seeds, blocks, layout, spec) if scale is None else scale
-    rescale(input, scale, output)
+    output = rescale(input, scale, output)
     layout.fill(output, blocks, 0)
-    return scale, blocks
+    return output, scale, blocks
 
 
 def _draw(probability: float, positions: int, seed: int) -> Tensor:
@@ -62,14 +67,13 @@ def _scale(seeds: Tensor, blocks: Tensor, layout: BlockLayout, spec: MaskSpec) -
     if spec.rescale is None or spec.rescale == "expected":
         return scale_for(seeds, spec)
     samples, total = spec.shape[0], spec.shape[0] * spec.pixels
-    may_overlap = prod(spec.block) > 1 and prod(spec.valid) > 1
     if spec.rescale == "batch":
-        dropped = _count_dropped(seeds, blocks, layout, spec) if may_overlap else len(seeds) * prod(spec.block)
+        dropped = _count_dropped(seeds, blocks, layout, spec) if spec.may_overlap else len(seeds) * prod(spec.block)
         return torch.scalar_tensor(total / max(total - dropped, 1), dtype=spec.precision, device="cpu")
-    if may_overlap:
+    if spec.may_overlap:
         flags = torch.zeros(samples, spec.pixels, dtype=torch.bool, device="cpu")
         masks = layout_of_masks(spec, total)
-        masks.fill(flags, masks.offsets(seeds), True)
+        masks.fill(flags, masks.blocks(seeds), True)
         return scale_for(flags.sum(1), spec)
     of_sample = seeds.div(spec.masks_per_sample * prod(spec.valid), rounding_mode="floor")
     return scale_for(of_sample.bincount(minlength=samples) * prod(spec.block), spec)
@@ -81,7 +85,7 @@ def _count_dropped(seeds: Tensor, blocks: Tensor, layout: BlockLayout, spec: Mas
     length = min(total, max(_FLAGS // pixels, 1) * pixels)
     masks = layout_of_masks(spec, length)
     if layout.terms != masks.terms:
-        blocks = masks.offsets(seeds)
+        blocks = masks.blocks(seeds)
     starts = range(0, total, length)
     parts: Sequence[Tensor] = (blocks,)
     if len(starts) > 1:

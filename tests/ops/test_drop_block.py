@@ -291,6 +291,19 @@ def test_the_layout_of_the_input_does_not_change_the_result(make):
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("shape", [(1, 500, 3, 3), (500, 1, 3, 3), (1, 1, 40, 40), (1, 1, 3, 500)])
+def test_strides_of_axes_of_one_element_do_not_matter(shape):
+    """torch leaves them as they are. The backward pass uses the blocks of the forward pass."""
+    contiguous = torch.ones(shape).stride()
+    odd = [stride if size > 1 else 12345 for size, stride in zip(shape, contiguous, strict=True)]
+    x = torch.ones(shape).as_strided(shape, odd).requires_grad_()
+    for like in (torch.ones(shape), torch.ones(shape).as_strided(shape, odd)):
+        output = drop_block(x, 0.95, 3, generator=seeded())
+        assert torch.equal(output, drop_block(torch.ones(shape), 0.95, 3, generator=seeded()))
+        assert output.eq(0).any()
+        assert torch.equal(torch.autograd.grad(output, x, like)[0], output)
+
+
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # torch 2.14 says that it will be removed
 def test_when_not_training_any_tensor_is_returned():
     """For example the quantized tensor of a converted network in eval mode."""

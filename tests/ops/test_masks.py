@@ -29,7 +29,7 @@ BACKENDS = ["dense", "sparse", "kernels", *(["dense on a GPU"] if DEVICE == "cud
 
 
 def drop_by_blocks(input, output, seed, scale, spec):
-    return sparse.drop(input, output, seed, scale, None, spec)[0]
+    return sparse.drop(input, output, seed, scale, None, spec)[1]
 
 
 BY_NAME = {
