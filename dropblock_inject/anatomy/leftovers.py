@@ -34,7 +34,7 @@ def leftovers(
     Args:
         units: all units of the trace.
     """
-    chosen = [block for block in blocks if block.scope.parent is not None]
+    chosen = [block for block in blocks if block.is_module]
     residuals = [residual for block in (*chosen, *off_trunk) for residual in block.residuals]
     used = {unit.op for block in (*chosen, *off_trunk) for unit in block.units}
     used |= {op for residual in residuals for op in _projection(residual.skip)}

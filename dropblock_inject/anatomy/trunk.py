@@ -12,16 +12,16 @@ from .conv_norm_act import ConvNormAct
 from .families import EMBEDDINGS, TRUNKS
 from .feature_maps import Geometry
 from .levels import blocks_by_level
-from .off_trunk import placed, puts_out_result, read_by_layers
+from .off_trunk import OffTrunk, placed, puts_out_result, read_by_layers
 from .residual_adds import count_residuals
 from .timm_feature_info import strides_dilated_away
-from .upsampling import raised_values
+from .upsampling import raised_values, raising_ops
 
 
 def find_trunk_levels(
     model: nn.Module, trace: Trace, geometry: Geometry | None
-) -> tuple[dict[int, list[Block]], tuple[Block, ...], list[ConvNormAct]]:
-    """The blocks of the trunk, from the highest resolution to the lowest; the blocks off the trunk; and all units.
+) -> tuple[dict[int, list[Block]], OffTrunk, list[ConvNormAct]]:
+    """The blocks of the trunk, from the highest resolution to the lowest; what is off the trunk; and all units.
 
     A level is log2 of the reduction as it would be without dilation. The first call of a module that is called several
     times is its block.
@@ -89,6 +89,8 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
     blocks = list(encoder.composite)
     if not blocks or _is_behind_a_plain_network(blocks, encoder, geometry):
         blocks += singles
+    else:
+        blocks += _at_the_bottom(singles, blocks, trace, geometry)
     # What neither norm nor activation follows is linear: an embedding of positions, a change of resolution.
     units = [unit for block in blocks for unit in block.units if unit.tail(block.scope) is not unit.convolved]
     adds = count_residuals(trace)
@@ -104,6 +106,13 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
     if not blocks:
         raise NoTrunkError(f"no convolutional trunk in {model}: {_reason(found, encoder)}")
     return blocks
+
+
+def _at_the_bottom(singles: list[Block], others: list[Block], trace: Trace, geometry: Geometry) -> list[Block]:
+    """The units at lower resolutions than all other blocks, from which the decoder of a U-Net raises the resolution."""
+    lowest = max(block.map.level for block in others)
+    before_raise = ancestors(value for op in raising_ops(trace, geometry) for value in op.inputs)
+    return [block for block in singles if block.map.level > lowest and block.output[1] in before_raise]
 
 
 def _reason(found: Blocks, encoder: Blocks) -> str:

@@ -64,6 +64,7 @@ class _Sites(Sequence[Site]):
             "additions": self._trace.additions,
             "without_site": self._trace.without_site,
             "off_trunk": self._trace.off_trunk,
+            "results": self._trace.results,
             "error": None if self._trace.error is None else str(self._trace.error),
             "sites": [
                 {**site.as_dict(), "layer": layer} for site, layer in zip(self._sites, self._layers, strict=True)
@@ -194,6 +195,7 @@ def plan_dropblock(
         additions=left.additions if "skip" in kinds else (),
         without_site=(*left.units, *finder.without_site) if "branch" in kinds else (),
         off_trunk={} if stages is None else dict(Counter(str(block.place) for block in trunk.off_trunk)),
+        results=trunk.results if stages is None else (),
         error=trunk.trace.error,
     )
     return InjectionPlan(model, sites, summary, layer or dropblock_for(block_size, layer_options))

@@ -23,6 +23,7 @@ class TraceSummary:
         additions: for each addition of maps that may be a shortcut and has no skip site, its block.
         without_site: convolutions in these blocks that have no site.
         off_trunk: how many blocks there are at each place off the trunk.
+        results: convolutions that put out a result of the network, where the plan goes beyond the trunk.
         error: what ended the pass early, if anything did.
     """
 
@@ -32,6 +33,7 @@ class TraceSummary:
     additions: tuple[str, ...]
     without_site: tuple[str, ...]
     off_trunk: dict[str, int]
+    results: tuple[str, ...]
     error: Exception | None
 
 
@@ -109,6 +111,8 @@ def _unused(trace: TraceSummary) -> str:
         parts.append(f"additions without a skip site: {len(trace.additions)} (in {_some(trace.additions)})")
     if trace.without_site:
         parts.append(f"convolutions without a site: {len(trace.without_site)} ({_some(trace.without_site)})")
+    if trace.results:
+        parts.append(f"convolutions that put out a result: {len(trace.results)} ({_some(trace.results)})")
     if trace.off_trunk.keys() - {"stem", "transition"}:
         places = ", ".join(f"{place} {count}" for place, count in trace.off_trunk.items())
         parts.append(f"blocks off the trunk: {places} (stages=None reaches them)")
