@@ -47,9 +47,9 @@ def placed(
     """
     in_trunk = {block for level in trunk for block in level}
     flow = _Flow.of(trunk, raised, trace, geometry)
-    others = [block for block in blocks if block not in in_trunk and _has_a_site(block)]
+    others = [block for block in blocks if block not in in_trunk]
     ends = {block: block.units[-1] for block in others if puts_out_result(block, flow.before_layer)}
-    others = [block for block in others if block not in ends]
+    others = [block for block in others if block not in ends and _has_a_site(block)]
     others += [single_block(trace, geometry, unit) for block in ends for unit in block.units[:-1]]
     others.sort(key=lambda block: block.order)
     placed = tuple(replace(block, place=flow.place_of(block)) for block in others)

@@ -107,7 +107,8 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
         geometry = Geometry.of(trace)
         by_level, off_trunk, units = find_trunk_levels(model, trace, geometry)
     assert geometry is not None  # where there is a trunk
-    _refuse_half_a_trunk(model, trace, [block for blocks in by_level.values() for block in blocks])
+    is_behind = any(block.place in ("neck", "decoder", "head") for block in off_trunk.blocks)
+    _refuse_half_a_trunk(model, trace, [block for blocks in by_level.values() for block in blocks], is_behind)
     levels = list(by_level)
     cut_off = levels_cut_off(model, levels[-1], by_level[levels[-1]][-1].name)
     blocks: dict[int, list[Block]] = defaultdict(list)
@@ -140,16 +141,21 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block]) -> None:
+def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block], is_behind: bool) -> None:
     """Raises if the forward pass failed while there were still blocks to come.
 
     Behind the trunk a failure does no harm: detectors ask for the values of their outputs, which are not there.
+
+    Args:
+        blocks: those of the trunk.
+        is_behind: whether the pass went through parts of the network that are behind the trunk.
     """
     if trace.error is None:
         return
     called = {call.name for call in trace.calls}
     kinds = {type(block.scope.module) for block in blocks if block.name}
-    kinds |= {type(call.module) for call in trace.ended_in}  # one of a row of blocks that are no convolutional ones
+    if not is_behind:
+        kinds |= {type(call.module) for call in trace.ended_in}  # one of a row of blocks that are no convolutional ones
     kinds -= {nn.Sequential, type(model)}
     missed = [name for name, module in model.named_modules() if type(module) in kinds and name not in called]
     if missed:

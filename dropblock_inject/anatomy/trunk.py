@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from torch import nn
 
 from ..errors import NoTrunkError
@@ -50,11 +52,20 @@ def find_trunk_levels(
     found = found.filter(lambda block: not geometry.gates.issuperset(_results(block)))
     blocks = found.residual + _beside(found.residual, found.composite, trace)
     convolves = any(_convolves(block) and block.output[1] not in raised for block in found.residual)
-    if not convolves or _is_behind_a_plain_network(blocks, found, geometry):
+    if not convolves or _is_behind_a_plain_network(_on_the_way_down(blocks, raised), found, geometry):
         blocks = _without_shortcuts(type(model).__name__, found, trace, geometry, raised)
     blocks = _before_neck(sorted(blocks, key=lambda block: block.order), raised)
     levels = _leading_down(blocks_by_level(blocks, strides_dilated_away(model)))
     return levels, placed(every, list(levels.values()), raised, trace, geometry), found.units
+
+
+def _on_the_way_down(blocks: list[Block], raised: set[Value]) -> list[Block]:
+    """The blocks that lead to the lowest resolution: not those that a neck has beside each level."""
+    levels: dict[int, list[Block]] = defaultdict(list)
+    for block in blocks:
+        if block.output[1] not in raised:
+            levels[block.map.level].append(block)
+    return [block for level in _leading_down(levels).values() for block in level]
 
 
 def _is_behind_a_plain_network(blocks: list[Block], found: Blocks, geometry: Geometry) -> bool:
@@ -69,7 +80,7 @@ def _is_behind_a_plain_network(blocks: list[Block], found: Blocks, geometry: Geo
         if block not in blocks
         and block.order < start
         and unit.op.kind == "convolution"
-        and unit.is_activated(block.scope)
+        and (unit.is_activated(block.scope) or len(block.units) > 1)  # branches side by side have one activation
     ]
     levels = {feature_map.level for unit in units if (feature_map := geometry.map_of(unit.convolved))}
     inside = [unit for block in blocks for unit in block.units if unit.op.kind == "convolution"]
@@ -102,7 +113,7 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
             "convolutions made of a feature map to that map; its convolutions only cut patches, embed positions or "
             f"change the resolution. That is {kind}: use drop path (stochastic depth) for it"
         )
-    blocks += filter(_convolves, encoder.residual)
+    blocks += (block for block in encoder.residual if block.units and _convolves(block))
     if not blocks:
         raise NoTrunkError(f"no convolutional trunk in {model}: {_reason(found, encoder)}")
     return blocks

@@ -81,11 +81,20 @@ def _of_pytorchcv() -> dict[str, Entry]:
 def _of_transformers() -> dict[str, Entry]:
     library: Any = importlib.import_module("transformers")
 
-    def entry(name: str, size: int = 128, channels: int = 3, **options: Any) -> tuple[str, Entry]:
-        config, model = getattr(library, f"{name}Config"), getattr(library, f"{name}Model")
-        return name, (name, lambda: model(config(**options)), (channels, size, size))
+    def entry(name: str, size: int = 128, kind: str = "Model", **options: Any) -> tuple[str, Entry]:
+        config, model = getattr(library, f"{name}Config"), getattr(library, f"{name}{kind}")
+        return name, (name, lambda: model(config(**options)), (3, size, size))
+
+    def of_sound(name: str, shape: tuple[int, ...], **options: Any) -> tuple[str, Entry]:
+        make = entry(name, **options)[1][1]
+        # Of a model that writes text, too, the part that listens.
+        return name, (name, lambda: make().get_encoder() if name == "Whisper" else make(), shape)
 
     small: dict[str, Any] = {"depths": [1, 1, 2, 1]}
+    few: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64}
+    whisper = {f"{part}_{of}": 2 for part in ("encoder", "decoder") for of in ("layers", "attention_heads")}
+    resnet = library.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    channels: dict[str, Any] = {"backbone_config": resnet, "auxiliary_in_channels": 1024}
     wanted = [
         entry("ResNet"),
         entry("RegNet", depths=[1, 1, 2, 1]),
@@ -104,6 +113,26 @@ def _of_transformers() -> dict[str, Entry]:
         entry("MobileViTV2", size=256),
         entry("SwiftFormer", size=224),
         entry("TextNet"),
+        entry("HGNetV2", kind="ForImageClassification"),
+        entry("RTDetrResNet", kind="Backbone"),
+        entry("PPLCNet", kind="ForImageClassification"),
+        entry("PPLCNetV3", kind="Backbone"),
+        entry("PPLCNetV4", kind="Backbone"),
+        entry("PPOCRV5MobileDet"),
+        entry("PPOCRV6TinyRec"),
+        entry("SLANet", kind="Backbone"),
+        entry("AlignVision"),
+        entry("SuperPoint", kind="ForKeypointDetection"),
+        entry("RTDetr", size=256),
+        entry("RTDetrV2", size=256),
+        entry("DFine", size=256),
+        entry("Detr", size=128, use_timm_backbone=False, backbone_config=resnet, encoder_layers=1, decoder_layers=1),
+        entry("UperNet", kind="ForSemanticSegmentation", **channels),
+        of_sound("Wav2Vec2", (16000,), **few),
+        of_sound("Hubert", (16000,), **few),
+        of_sound("Whisper", (80, 3000), d_model=64, **whisper),
+        of_sound("Encodec", (1, 16000)),
+        of_sound("Dac", (1, 16000)),
     ]
     return dict(wanted)
 

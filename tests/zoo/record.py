@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from dropblock_inject import DropBlock, plan_dropblock, remove_dropblock
 from dropblock_inject.anatomy.stages import Stage, Trunk, find_trunk
-from dropblock_inject.errors import NoTrunkError
+from dropblock_inject.errors import NoTrunkError, TraceError
 from dropblock_inject.placement.plan import InjectionPlan
 
 from .checks import _copy, _equal, _tensors, counted
@@ -121,8 +121,10 @@ def check_by_record(network: Network) -> dict[str, Any]:
     start = time.process_time()
     try:
         trunk = find_trunk(net, images)
-    except NoTrunkError as refusal:
-        return {**record, "refused": str(refusal)}
+    except (NoTrunkError, TraceError) as refusal:
+        if isinstance(refusal, NoTrunkError) or "values of a tensor" in str(refusal):
+            return {**record, "refused": str(refusal)}
+        raise
     stages = trunk.stages
     plan = plan_dropblock(net, None, where=("paper", "output"), example_input=images)
     record["seconds"] = time.process_time() - start
@@ -188,6 +190,10 @@ def _coverage(trunk: Trunk, plan: InjectionPlan, ran: Ran) -> list[str]:
     known = {*blocks, *said["without_site"], *said["results"]}
     parts = {unit.op.call.name for block in trunk.off_trunk for unit in block.units}
     unknown = [name for name in ran.convolutions if not _is_in(name, known | parts)]
+    if said["error"]:  # the plan says that what is behind that point is not listed
+        order = list(ran.convolutions)
+        last = max(number for number, name in enumerate(order) if name not in unknown)
+        unknown = [name for name in unknown if order.index(name) < last]
     if unknown:
         problems.append(f"{len(unknown)} convolutions are in no block and are not named: {', '.join(unknown[:3])}")
     return problems
