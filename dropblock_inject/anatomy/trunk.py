@@ -55,6 +55,7 @@ def find_trunk_levels(
     if not convolves or _is_behind_a_plain_network(_on_the_way_down(blocks, raised), found, geometry):
         blocks = _without_shortcuts(type(model).__name__, found, trace, geometry, raised)
     blocks = _before_neck(sorted(blocks, key=lambda block: block.order), raised)
+    _refuse_a_decoder_alone(type(model).__name__, blocks, raised, trace, geometry)
     levels = _leading_down(blocks_by_level(blocks, strides_dilated_away(model)))
     return levels, placed(every, list(levels.values()), raised, trace, geometry), found.units
 
@@ -181,6 +182,23 @@ def _before_neck(blocks: list[Block], raised: set[Value]) -> list[Block]:
     lowest = max(block.map.level for block in blocks)
     first = next(block for block in blocks if block.map.level == lowest)
     return blocks if first.output[1] in raised else [block for block in blocks if block.output[1] not in raised]
+
+
+def _refuse_a_decoder_alone(
+    model: str, blocks: list[Block], raised: set[Value], trace: Trace, geometry: Geometry
+) -> None:
+    """Raises if the lowest blocks are computed from maps of a still lower resolution, as behind a transformer."""
+    first = max(blocks, key=lambda block: block.map.level)
+    if first.output[1] not in raised:
+        return
+    before = ancestors([first.output[1]])
+    sources = [op.inputs[0] for op in raising_ops(trace, geometry) if not before.isdisjoint(op.outputs)]
+    if any((source := geometry.map_of(value)) and source.level > first.map.level for value in sources):
+        raise NoTrunkError(
+            f"no convolutional trunk in {model}: its convolutional blocks, such as {first.name}, come behind maps of a "
+            "lower resolution, to which no convolutional block leads. They are the decoder of a transformer; use drop "
+            "path (stochastic depth) for that"
+        )
 
 
 def _leading_down(levels: dict[int, list[Block]]) -> dict[int, list[Block]]:
