@@ -21,6 +21,8 @@ class TraceSummary:
         without_skip: blocks with a shortcut that no hook can mask.
         without_end: blocks with a branch of which no module gives the end.
         additions: for each addition of maps that may be a shortcut and has no skip site, its block.
+        sums: for each addition of maps outside of the blocks, the module that adds.
+        shared: modules that run in one of these blocks and outside of it too.
         without_site: convolutions in these blocks that have no site.
         off_trunk: how many blocks there are at each place off the trunk.
         results: convolutions that put out a result of the network, where the plan goes beyond the trunk.
@@ -31,6 +33,8 @@ class TraceSummary:
     without_skip: tuple[str, ...]
     without_end: tuple[str, ...]
     additions: tuple[str, ...]
+    sums: tuple[str, ...]
+    shared: tuple[str, ...]
     without_site: tuple[str, ...]
     off_trunk: dict[str, int]
     results: tuple[str, ...]
@@ -109,6 +113,11 @@ def _unused(trace: TraceSummary) -> str:
     parts = []
     if trace.additions:
         parts.append(f"additions without a skip site: {len(trace.additions)} (in {_some(trace.additions)})")
+    if trace.sums:
+        places = [name or "the code of the model" for name in trace.sums]
+        parts.append(f"additions outside of the blocks: {len(places)} (in {_some(places)})")
+    if trace.shared:
+        parts.append(f"modules shared beyond their block: {len(trace.shared)} ({_some(trace.shared)})")
     if trace.without_site:
         parts.append(f"convolutions without a site: {len(trace.without_site)} ({_some(trace.without_site)})")
     if trace.results:

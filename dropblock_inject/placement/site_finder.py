@@ -88,7 +88,9 @@ class SiteFinder:
                 yield "end", end, []
             else:
                 self.without_end.append(block.name)
-            point = self._finder.shortcut(residual) or find_branch_end(residual, self._finder, self._geometry)
+            point = self._finder.shortcut(residual)
+            if point is None and residual.add.kind == "add":  # else the end of the branch is not added as it is
+                point = find_branch_end(residual, self._finder, self._geometry)
             if point:
                 yield "skip", point, _layers_behind(residual.skip, residual.call)
             else:
