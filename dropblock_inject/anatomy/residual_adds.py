@@ -19,7 +19,7 @@ _JOINS = ("add", "lerp", "sub")  # x - F(x) is a residual, F(x) - x is not
 class Residual:
     """``y = F(x) + S(x)``, recognised by its data flow; the names of modules play no part.
 
-    ``x - F(x)`` and ``torch.lerp(x, F(x), w)`` are residual adds as well. F has a nonlinearity, or the sum has one behind
+    ``x - F(x)`` and ``torch.lerp(x, F(x), w)`` are residual adds too. F has a nonlinearity, or the sum has one behind
     it and S is the identity.
 
     Attributes:

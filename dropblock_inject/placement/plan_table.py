@@ -114,8 +114,8 @@ def _unused(trace: TraceSummary) -> str:
     if trace.additions:
         parts.append(f"additions without a skip site: {len(trace.additions)} (in {_some(trace.additions)})")
     if trace.sums:
-        places = [name or "the code of the model" for name in trace.sums]
-        parts.append(f"additions outside of the blocks: {len(places)} (in {_some(places)})")
+        adding = [name or "the code of the model" for name in trace.sums]
+        parts.append(f"additions outside of the blocks: {len(adding)} (in {_some(adding)})")
     if trace.shared:
         parts.append(f"modules shared beyond their block: {len(trace.shared)} ({_some(trace.shared)})")
     if trace.without_site:
