@@ -29,7 +29,8 @@ class Block:
 
     Attributes:
         name: dotted name of its module; without a module around it, of its first convolution.
-        scope: the call that contains its parts: the call of its module, or without a module around it of the model.
+        scope: the call that contains its parts: the call of its module, or without a module around it of the model (of
+            a unit that runs several times: of the outermost module that runs as often).
         residuals: its residual adds, in order; empty if it has no shortcut.
         units: its convolution units on feature maps, without those of a projected shortcut.
         output: the tensor that it puts out; the key is its place in a tuple, else None.
@@ -44,6 +45,11 @@ class Block:
     output: tuple[int | str | None, Value] = field(repr=False)
     map: FeatureMap
     place: Place | None = None
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it is a module with all of its parts, and not only a part of the model's own code."""
+        return self.scope.parent is not None and self.scope.name == self.name
 
     @property
     def dilation(self) -> int:
@@ -89,8 +95,22 @@ def find_blocks(trace: Trace, geometry: Geometry) -> Blocks:
     free = _units_outside(residual, units, trace)
     composite = _composite_blocks(trace, geometry, free, residual)
     used = {unit for block in composite for unit in block.units}
-    single = [_single_block(trace, geometry, unit) for unit in free if unit not in used]
+    single = [single_block(trace, geometry, unit) for unit in free if unit not in used]
     return Blocks(residual, composite, single, units)
+
+
+def single_block(trace: Trace, geometry: Geometry, unit: ConvNormAct) -> Block:
+    """A unit as a block of its own.
+
+    Its scope is the model. If its convolution runs more often than the model, as a head does that several levels share,
+    it is the outermost module that runs as often: a site is to run once per call of its block.
+    """
+    calls = trace.calls_of
+    times = len(calls[unit.op.call.name])
+    scope = next(c for c in reversed([*enclosing_calls(unit.op.call)]) if len(calls[c.name]) == times)
+    feature_map = geometry.map_of(unit.tail(scope))
+    assert feature_map is not None  # a unit is one on a feature map
+    return Block(unit.op.call.name, scope, [], [unit], (None, unit.tail(scope)), feature_map)
 
 
 def enclosing_calls(call: Call | None) -> Iterator[Call]:
@@ -243,8 +263,10 @@ def _composite_blocks(trace: Trace, geometry: Geometry, units: list[ConvNormAct]
     outputs: dict[Call, tuple[int | str | None, Value]] = {}
     for call, inside in units_in.items():
         if len(inside) > 1 and call.parent is not None and call not in around_residual:
+            times = len(trace.calls_of[call.name])
             is_block = not _is_container(call.module) or is_stage(call)
             is_block = is_block and _at_most_halves(geometry, inside) and not goes_down_and_up(call)
+            is_block = is_block and all(len(trace.calls_of[unit.op.call.name]) == times for unit in inside)
             if is_block and (output := _map_output(call, geometry)):
                 outputs[call] = output
     grouped: dict[Call, list[ConvNormAct]] = defaultdict(list)
@@ -274,11 +296,3 @@ def _at_most_halves(geometry: Geometry, units: list[ConvNormAct]) -> bool:
 
 def _map_output(call: Call, geometry: Geometry) -> tuple[int | str | None, Value] | None:
     return next(((key, value) for key, value in call.outputs.items() if geometry.map_of(value)), None)
-
-
-def _single_block(trace: Trace, geometry: Geometry, unit: ConvNormAct) -> Block:
-    root = trace.calls[0]
-    tail = unit.tail(root)
-    feature_map = geometry.map_of(tail)
-    assert feature_map is not None  # a unit is one on a feature map
-    return Block(unit.op.call.name, root, [], [unit], (None, tail), feature_map)

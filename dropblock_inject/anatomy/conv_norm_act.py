@@ -171,7 +171,7 @@ def find_units(trace: Trace, geometry: Geometry) -> list[ConvNormAct]:
             if feature_map and feature_map.channel_dim == -1 and call.last > call.first:
                 linear[call.first] = call.outputs[None]
     units: dict[Op, ConvNormAct] = {}
-    scores = _attention_scores(trace)
+    scores = _attention_scores(trace, geometry)
     for op in trace.ops:
         if op.kind == "convolution" and geometry.map_of(op.outputs[0]) and op.inputs[0] not in scores:
             units[op] = ConvNormAct(op, _put_out(op))
@@ -185,18 +185,30 @@ def find_units(trace: Trace, geometry: Geometry) -> list[ConvNormAct]:
     return list(units.values())
 
 
-def _attention_scores(trace: Trace) -> set[Value]:
-    """The tensors with a number for each pair of tokens, and an axis for the heads. They have the shape of a map."""
+def _attention_scores(trace: Trace, geometry: Geometry) -> set[Value]:
+    """The tensors with a number for each pair of tokens, and an axis for the heads. They have the shape of a map.
+
+    A map of which the rows or columns are mixed by a matrix is a map: a factor of the product has its shape.
+    """
     scores: set[Value] = set()
     for op in trace.ops:
         for value in op.outputs:
             if len(value.shape) < 4 or value.shape[-1] != value.shape[-2]:
                 continue
             made_of = op.inputs[0].producer if op.kind in RESHAPES else None
-            is_product = made_of is not None and made_of.kind in ("baddbmm", "bmm")
-            if is_product or (op.inputs[0].shape[-2:] == value.shape[-2:] and scores.issuperset(op.inputs)):
+            if made_of is not None and made_of.kind in ("baddbmm", "bmm"):
+                if not any(_is_view_of_map(factor, value.shape, geometry) for factor in made_of.inputs):
+                    scores.add(value)
+            elif op.inputs[0].shape[-2:] == value.shape[-2:] and scores.issuperset(op.inputs):
                 scores.add(value)
     return scores
+
+
+def _is_view_of_map(value: Value, shape: tuple[int, ...], geometry: Geometry) -> bool:
+    """Whether a tensor is a view of a feature map of some shape."""
+    while value.shape != shape and value.producer is not None and value.producer.kind in RESHAPES | SAME_VALUES:
+        value = value.producer.inputs[0]
+    return value.shape == shape and geometry.map_of(value) is not None
 
 
 def _adapter_beside(unit: ConvNormAct) -> list[Op]:

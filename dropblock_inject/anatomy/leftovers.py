@@ -1,7 +1,8 @@
-"""Additions and convolutions inside the blocks of a trunk that the walker saw and has no use for."""
+"""Additions, convolutions and shared modules that the walker saw and that get no site, or not one for each call."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -17,24 +18,36 @@ class Leftovers(NamedTuple):
 
     Attributes:
         additions: for each addition of two feature maps that may be a shortcut and is not known as one, its block.
+        sums: for each addition of two feature maps outside of the blocks, the module that adds; "" is the model.
         units: the names of the convolutions that are part of no branch and no shortcut.
+        shared: the names of the modules that run in one of these blocks and outside of it too.
     """
 
     additions: tuple[str, ...]
+    sums: tuple[str, ...]
     units: tuple[str, ...]
+    shared: tuple[str, ...]
 
 
 def leftovers(
-    blocks: Iterable[Block], off_trunk: Iterable[Block], units: list[ConvNormAct], trace: Trace, geometry: Geometry
+    chosen: Iterable[Block],
+    trunk: Iterable[Block],
+    off_trunk: Iterable[Block],
+    units: list[ConvNormAct],
+    trace: Trace,
+    geometry: Geometry,
 ) -> Leftovers:
-    """The additions and the units inside the blocks of some stages that get no site.
+    """The additions, units and shared modules of some stages that get no site.
 
-    Gates, which get none, and the units of later calls of a module are left out.
+    Gates, which get none, and the units of later calls of a module are left out. Sums outside of the blocks count if
+    they are at a resolution of the chosen blocks and lead to the trunk; off the trunk if any chosen block is.
 
     Args:
+        chosen: the blocks of these stages, and those off the trunk if they are asked for.
         units: all units of the trace.
     """
-    chosen = [block for block in blocks if block.scope.parent is not None]
+    asked, every = list(chosen), [*trunk, *off_trunk]
+    chosen = [block for block in asked if block.is_module]
     residuals = [residual for block in (*chosen, *off_trunk) for residual in block.residuals]
     used = {unit.op for block in (*chosen, *off_trunk) for unit in block.units}
     used |= {op for residual in residuals for op in _projection(residual.skip)}
@@ -53,7 +66,35 @@ def leftovers(
         if block.scope.contains(unit.op) and unit.op not in used and not unit.is_gate(block.scope)
         if first_calls.issuperset(enclosing_calls(unit.op.call))
     ]
-    return Leftovers(tuple(additions), tuple(dict.fromkeys(rest)))
+    sums = _sums_outside(asked, every, trace, geometry)
+    return Leftovers(tuple(additions), tuple(sums), tuple(dict.fromkeys(rest)), tuple(_shared(chosen, trace)))
+
+
+def _sums_outside(asked: list[Block], every: list[Block], trace: Trace, geometry: Geometry) -> list[str]:
+    """The modules that add two maps outside of all blocks; with a name for each addition."""
+    levels = {block.map.level for block in asked}
+    leading = ancestors(block.output[1] for block in every if any(b.place for b in asked) or not block.place)
+    adds = {residual.add for block in every for residual in block.residuals}
+    inside = bytearray(len(trace.ops))
+    for block in every:
+        for call in trace.calls_of[block.name] if block.is_module else ():
+            inside[call.first : call.last] = bytes([1]) * (call.last - call.first)
+    return [
+        op.call.name
+        for op in trace.ops
+        if op.kind == "add" and not inside[op.index] and op not in adds and op.outputs[0] in leading
+        if _adds_maps(op, geometry) and (total := geometry.map_of(op.outputs[0])) and total.level in levels
+    ]
+
+
+def _shared(chosen: list[Block], trace: Trace) -> list[str]:
+    """The names of the modules without children that run in a block and outside of it too."""
+    names = {block.name for block in chosen}
+    places: dict[str, set[str]] = defaultdict(set)
+    for call in trace.calls:
+        if call.last > call.first and not call.module._modules:
+            places[call.name].add(next((around.name for around in enclosing_calls(call) if around.name in names), ""))
+    return [name for name, places_of in places.items() if len(places_of) > 1]
 
 
 def _projection(skip: Value) -> list[Op]:
@@ -68,13 +109,20 @@ def _projection(skip: Value) -> list[Op]:
     return ops
 
 
-def _may_be_residual(op: Op, block: Block, geometry: Geometry) -> bool:
-    """Whether an operation adds two maps of a block that have an origin in common, with an activation on the way."""
-    if op.kind != "add" or len(op.inputs) < 2:
+def _adds_maps(op: Op, geometry: Geometry) -> bool:
+    """Whether an addition is one of two feature maps of one shape."""
+    if len(op.inputs) < 2:
         return False
     left, right = op.inputs[:2]
-    if left is right or left.shape != right.shape or not (geometry.map_of(left) and geometry.map_of(right)):
+    is_of_maps = geometry.map_of(left) is not None and geometry.map_of(right) is not None
+    return is_of_maps and left is not right and left.shape == right.shape
+
+
+def _may_be_residual(op: Op, block: Block, geometry: Geometry) -> bool:
+    """Whether an operation adds two maps of a block that have an origin in common, with an activation on the way."""
+    if op.kind != "add" or not _adds_maps(op, geometry):
         return False
+    left, right = op.inputs[:2]
     behind = ancestors([left], block.scope), ancestors([right], block.scope)
     shared = behind[0] & behind[1]
     own = {value.producer for value in (behind[0] | behind[1]) - shared}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..tracing.operations import WEIGHTED
 from ..tracing.trace import Call, Op, Trace, Value, ancestors
-from .blocks import Block, Place
+from .blocks import Block, Place, single_block
 from .feature_maps import Geometry
 
 # Bits of what a tensor comes from; those below are the levels of the trunk.
@@ -15,17 +15,30 @@ _JOINED = 1 << 62  # a join of levels, with no convolution in between
 _LEVELS = _JOINED - 1
 
 
+class OffTrunk(NamedTuple):
+    """What is beside the trunk.
+
+    Attributes:
+        blocks: the blocks, in the order of execution; each has its place.
+        results: the linear convolutions that put out the results of the network, which are part of no block.
+    """
+
+    blocks: tuple[Block, ...]
+    results: tuple[str, ...]
+
+
 def placed(
     blocks: list[Block], trunk: list[list[Block]], raised: set[Value], trace: Trace, geometry: Geometry
-) -> tuple[Block, ...]:
-    """The blocks off the trunk in the order of execution, each with its place.
+) -> OffTrunk:
+    """The blocks off the trunk in the order of execution, each with its place, and the convolutions of the results.
 
     A place is a matter of the data flow. Before the trunk is the stem, between two blocks of the trunk a transition.
     Behind the trunk there may be joins: operations that read maps of several levels of the trunk. Their part is a neck
     unless all ends at one resolution above the lowest of the trunk: then it is a decoder. The heads behind a feature
     pyramid read several. A block is in that part if it leads to a join, is the first behind
     one, or is in the module that has all of the joins. What comes behind a raised map is in a decoder as well. All
-    else behind the trunk is a head. A linear convolution that puts out a result of the network is left out.
+    else behind the trunk is a head. A linear convolution that puts out a result of the network is in no block; if a
+    block ends in one, its other units are blocks one by one.
 
     Args:
         blocks: all blocks of the network.
@@ -34,9 +47,13 @@ def placed(
     """
     in_trunk = {block for level in trunk for block in level}
     flow = _Flow.of(trunk, raised, trace, geometry)
-    others = (block for block in blocks if block not in in_trunk and _has_a_site(block))
-    others = (block for block in others if not puts_out_result(block, flow.before_layer))
-    return tuple(replace(block, place=flow.place_of(block)) for block in sorted(others, key=lambda b: b.order))
+    others = [block for block in blocks if block not in in_trunk]
+    ends = {block: block.units[-1] for block in others if puts_out_result(block, flow.before_layer)}
+    others = [block for block in others if block not in ends and _has_a_site(block)]
+    others += [single_block(trace, geometry, unit) for block in ends for unit in block.units[:-1]]
+    others.sort(key=lambda block: block.order)
+    placed = tuple(replace(block, place=flow.place_of(block)) for block in others)
+    return OffTrunk(placed, tuple(unit.op.call.name for unit in ends.values()))
 
 
 def read_by_layers(trace: Trace) -> set[Value]:

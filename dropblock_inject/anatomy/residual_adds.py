@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ..tracing.operations import BENT, NONLINEAR, PRODUCTS, SLICES, WEIGHTED
+from ..tracing.operations import BENT, GATES, NONLINEAR, PRODUCTS, SLICES, WEIGHTED
 from ..tracing.trace import Call, Op, Trace, Value, ancestors, original
 from .conv_norm_act import ConvNormAct
 from .feature_maps import Geometry
 from .upsampling import leads_to_gates
 
 _MAX_SHORTCUT_LAYERS = 2
+_JOINS = ("add", "lerp", "sub")  # x - F(x) is a residual, F(x) - x is not
 
 
 @dataclass(eq=False)
 class Residual:
     """``y = F(x) + S(x)``, recognised by its data flow; the names of modules play no part.
+
+    ``x - F(x)`` and ``torch.lerp(x, F(x), w)`` are residual adds too. F has a nonlinearity, or the sum has one behind
+    it and S is the identity.
 
     Attributes:
         block: the innermost module call that contains the addition and the weights of the branch.
@@ -38,7 +42,7 @@ class Residual:
 def find_residuals(trace: Trace, geometry: Geometry, units: list[ConvNormAct]) -> list[Residual]:
     """The residual adds of feature maps in a trace, in the order of execution.
 
-    Long skips of decoders and top-down sums of pyramids are none of them.
+    Long skips of decoders, top-down sums of pyramids and the image that a network corrects are none of them.
     """
     level_of_activated = {
         unit.op: feature_map.level
@@ -48,7 +52,9 @@ def find_residuals(trace: Trace, geometry: Geometry, units: list[ConvNormAct]) -
     found = [
         residual
         for residual in _residual_adds(trace)
-        if geometry.map_of(residual.skip) and not _is_long_skip(residual, geometry, level_of_activated)
+        if geometry.map_of(residual.skip)
+        and not _is_long_skip(residual, geometry, level_of_activated)
+        and not _is_of_the_image(residual, trace)
     ]
     for residual in found:
         _add_further_branches(residual)
@@ -62,7 +68,7 @@ def count_residuals(trace: Trace) -> int:
 
 def _residual_adds(trace: Trace) -> Iterator[Residual]:
     for op in trace.ops:
-        if op.kind == "add" and len(op.inputs) >= 2:
+        if op.kind in _JOINS and len(op.inputs) >= 2:
             left, right = op.inputs[:2]
             if left is not right and left.shape == right.shape:
                 residual = _residual(op, left, right)
@@ -74,7 +80,9 @@ def _residual(add: Op, left: Value, right: Value) -> Residual | None:
     """The residual add that an addition is, looked for in its call and then further out; None if it is not one."""
     call: Call | None = add.call
     while call is not None:
-        residual = _within(call, add, left, right) or _within(call, add, right, left)
+        residual = _within(call, add, left, right)
+        if residual is None and add.kind != "sub":
+            residual = _within(call, add, right, left)
         if residual or not (_comes_from_outside(left, call) or _comes_from_outside(right, call)):
             return residual
         call = call.parent
@@ -95,9 +103,16 @@ def _within(call: Call, add: Op, skip: Value, branch: Value) -> Residual | None:
     is_shortcut = original(skip, call) in shared or _is_projection(skip_ops)
     is_layered = any(op.kind in WEIGHTED for op in branch_ops)
     is_branch = any(op.kind in NONLINEAR or (is_layered and _is_bent(op)) for op in branch_ops)
+    is_branch = is_branch or (is_layered and original(skip, call) in shared and _is_activated(add))
     if not (shared and is_shortcut and is_branch) or _is_sum_of_slices(skip_ops, branch_ops, shared):
         return None
     return Residual(_block_around(add, branch_ops), call, add, skip, branch, branch_ops)
+
+
+def _is_activated(add: Op) -> bool:
+    """Whether a sum goes into an activation and nothing else: ``relu(x + bn(conv(x)))``."""
+    readers = add.outputs[0].readers
+    return len(readers) == 1 and readers[0].kind in NONLINEAR and readers[0].kind not in GATES
 
 
 def _is_bent(op: Op) -> bool:
@@ -162,6 +177,11 @@ def _is_long_skip(residual: Residual, geometry: Geometry, level_of_activated: di
         return False
     outputs = [geometry.map_of(value) for op in residual.branch_ops for value in op.outputs]
     return any(feature_map and feature_map.level > total.level for feature_map in outputs)
+
+
+def _is_of_the_image(residual: Residual, trace: Trace) -> bool:
+    """Whether a network adds its input to what it puts out, as one that removes noise does."""
+    return original(residual.skip, trace.calls[0]).producer is None and not residual.add.outputs[0].readers
 
 
 def _producers(values: Iterable[Value], call: Call) -> list[Op]:

@@ -13,14 +13,21 @@ def stage_numbers(levels: list[int]) -> list[int]:
     deepest level is lower, or if there are four levels or more, the deepest is stage 4 and the others count back from
     it. Otherwise they count 1, 2, 3 from the shallowest.
 
+    No number is below 0, because -1 means the deepest stage wherever stages are asked for: all levels above that of
+    stage 0 have its number.
+
     Args:
         levels: log2 of the reductions, from the shallowest to the deepest.
 
     >>> stage_numbers([2, 3, 4, 5]), stage_numbers([1, 2, 3, 4]), stage_numbers([0, 1, 2])
     ([1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3])
+    >>> stage_numbers([0, 1, 2, 3, 4, 5]), stage_numbers([0, 1, 2, 3, 4, 5, 6])
+    ([0, 0, 1, 2, 3, 4], [0, 0, 0, 1, 2, 3, 4])
     """
     if levels[-1] == _DEEPEST_LEVEL:
-        return [level - 1 for level in levels]
-    if levels[-1] > _DEEPEST_LEVEL or len(levels) >= _DEEPEST_STAGE:
-        return list(range(_DEEPEST_STAGE + 1 - len(levels), _DEEPEST_STAGE + 1))
-    return list(range(1, len(levels) + 1))
+        numbers = [level - 1 for level in levels]
+    elif levels[-1] > _DEEPEST_LEVEL or len(levels) >= _DEEPEST_STAGE:
+        numbers = list(range(_DEEPEST_STAGE + 1 - len(levels), _DEEPEST_STAGE + 1))
+    else:
+        numbers = list(range(1, len(levels) + 1))
+    return [max(0, number) for number in numbers]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,12 +54,14 @@ class Trunk:
 
     Attributes:
         off_trunk: the other blocks, in the order of execution; each has its `place`.
+        results: the convolutions that put out the results of the network, without a block.
         units: all convolution units, whether they are in a block or not.
     """
 
     stages: list[Stage]
     blocks: list[list[Block]]
     off_trunk: tuple[Block, ...]
+    results: tuple[str, ...]
     units: list[ConvNormAct] = field(repr=False)
     trace: Trace = field(repr=False)
     geometry: Geometry
@@ -71,7 +73,8 @@ def find_stages(model: nn.Module, example_input: Any = None) -> list[Stage]:
     A stage is one resolution level of the trunk: of the residual blocks and of the convolution blocks beside them.
     Stage k is the level at reduction 2^(k+1). Where the deepest level is not at 32: if it is deeper, or if there are
     four levels or more, the deepest is stage 4 and the others count back from it; otherwise they count 1, 2, 3 from
-    the shallowest. Dilation does not merge stages.
+    the shallowest. Dilation does not merge stages. No number is below 0, because -1 means the deepest stage wherever
+    stages are asked for: in a trunk of six levels or more, stage 0 has the blocks of all levels above it too.
 
     Args:
         model: any network with a convolutional trunk.
@@ -104,20 +107,26 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
         geometry = Geometry.of(trace)
         by_level, off_trunk, units = find_trunk_levels(model, trace, geometry)
     assert geometry is not None  # where there is a trunk
-    _refuse_half_a_trunk(model, trace, [block for blocks in by_level.values() for block in blocks])
+    is_behind = any(block.place in ("neck", "decoder", "head") for block in off_trunk.blocks)
+    _refuse_half_a_trunk(model, trace, [block for blocks in by_level.values() for block in blocks], is_behind)
     levels = list(by_level)
     cut_off = levels_cut_off(model, levels[-1], by_level[levels[-1]][-1].name)
+    blocks: dict[int, list[Block]] = defaultdict(list)
+    lowest: dict[int, int] = {}  # the lowest resolution of each stage: stage 0 may have several
+    for index, level in zip(stage_numbers(levels + cut_off), levels, strict=False):
+        blocks[index] += by_level[level]
+        lowest[index] = level
     stages = [
         Stage(
             index,
-            tuple(StageBlock(block.name) for block in by_level[level]),
+            tuple(StageBlock(block.name) for block in blocks[index]),
             _reduction(by_level[level], level),
             _last(by_level[level]).map.channels,
             Counter(block.map.size for block in by_level[level]).most_common(1)[0][0],
         )
-        for index, level in zip(stage_numbers(levels + cut_off), levels, strict=False)
+        for index, level in lowest.items()
     ]
-    return Trunk(stages, list(by_level.values()), off_trunk, units, trace, geometry)
+    return Trunk(stages, list(blocks.values()), *off_trunk, units, trace, geometry)
 
 
 @contextmanager
@@ -132,16 +141,21 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block]) -> None:
+def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block], is_behind: bool) -> None:
     """Raises if the forward pass failed while there were still blocks to come.
 
     Behind the trunk a failure does no harm: detectors ask for the values of their outputs, which are not there.
+
+    Args:
+        blocks: those of the trunk.
+        is_behind: whether the pass went through parts of the network that are behind the trunk.
     """
     if trace.error is None:
         return
     called = {call.name for call in trace.calls}
     kinds = {type(block.scope.module) for block in blocks if block.name}
-    kinds |= {type(call.module) for call in trace.ended_in}  # one of a row of blocks that are no convolutional ones
+    if not is_behind:
+        kinds |= {type(call.module) for call in trace.ended_in}  # one of a row of blocks that are no convolutional ones
     kinds -= {nn.Sequential, type(model)}
     missed = [name for name, module in model.named_modules() if type(module) in kinds and name not in called]
     if missed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from torch import nn
 
 from ..errors import NoTrunkError
@@ -12,16 +14,16 @@ from .conv_norm_act import ConvNormAct
 from .families import EMBEDDINGS, TRUNKS
 from .feature_maps import Geometry
 from .levels import blocks_by_level
-from .off_trunk import placed, puts_out_result, read_by_layers
+from .off_trunk import OffTrunk, placed, puts_out_result, read_by_layers
 from .residual_adds import count_residuals
 from .timm_feature_info import strides_dilated_away
-from .upsampling import raised_values
+from .upsampling import raised_values, raising_ops
 
 
 def find_trunk_levels(
     model: nn.Module, trace: Trace, geometry: Geometry | None
-) -> tuple[dict[int, list[Block]], tuple[Block, ...], list[ConvNormAct]]:
-    """The blocks of the trunk, from the highest resolution to the lowest; the blocks off the trunk; and all units.
+) -> tuple[dict[int, list[Block]], OffTrunk, list[ConvNormAct]]:
+    """The blocks of the trunk, from the highest resolution to the lowest; what is off the trunk; and all units.
 
     A level is log2 of the reduction as it would be without dilation. The first call of a module that is called several
     times is its block.
@@ -50,11 +52,21 @@ def find_trunk_levels(
     found = found.filter(lambda block: not geometry.gates.issuperset(_results(block)))
     blocks = found.residual + _beside(found.residual, found.composite, trace)
     convolves = any(_convolves(block) and block.output[1] not in raised for block in found.residual)
-    if not convolves or _is_behind_a_plain_network(blocks, found, geometry):
+    if not convolves or _is_behind_a_plain_network(_on_the_way_down(blocks, raised), found, geometry):
         blocks = _without_shortcuts(type(model).__name__, found, trace, geometry, raised)
     blocks = _before_neck(sorted(blocks, key=lambda block: block.order), raised)
+    _refuse_a_decoder_alone(type(model).__name__, blocks, raised, trace, geometry)
     levels = _leading_down(blocks_by_level(blocks, strides_dilated_away(model)))
     return levels, placed(every, list(levels.values()), raised, trace, geometry), found.units
+
+
+def _on_the_way_down(blocks: list[Block], raised: set[Value]) -> list[Block]:
+    """The blocks that lead to the lowest resolution: not those that a neck has beside each level."""
+    levels: dict[int, list[Block]] = defaultdict(list)
+    for block in blocks:
+        if block.output[1] not in raised:
+            levels[block.map.level].append(block)
+    return [block for level in _leading_down(levels).values() for block in level]
 
 
 def _is_behind_a_plain_network(blocks: list[Block], found: Blocks, geometry: Geometry) -> bool:
@@ -69,7 +81,7 @@ def _is_behind_a_plain_network(blocks: list[Block], found: Blocks, geometry: Geo
         if block not in blocks
         and block.order < start
         and unit.op.kind == "convolution"
-        and unit.is_activated(block.scope)
+        and (unit.is_activated(block.scope) or len(block.units) > 1)  # branches side by side have one activation
     ]
     levels = {feature_map.level for unit in units if (feature_map := geometry.map_of(unit.convolved))}
     inside = [unit for block in blocks for unit in block.units if unit.op.kind == "convolution"]
@@ -89,6 +101,8 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
     blocks = list(encoder.composite)
     if not blocks or _is_behind_a_plain_network(blocks, encoder, geometry):
         blocks += singles
+    else:
+        blocks += _at_the_bottom(singles, blocks, trace, geometry)
     # What neither norm nor activation follows is linear: an embedding of positions, a change of resolution.
     units = [unit for block in blocks for unit in block.units if unit.tail(block.scope) is not unit.convolved]
     adds = count_residuals(trace)
@@ -100,10 +114,17 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
             "convolutions made of a feature map to that map; its convolutions only cut patches, embed positions or "
             f"change the resolution. That is {kind}: use drop path (stochastic depth) for it"
         )
-    blocks += filter(_convolves, encoder.residual)
+    blocks += (block for block in encoder.residual if block.units and _convolves(block))
     if not blocks:
         raise NoTrunkError(f"no convolutional trunk in {model}: {_reason(found, encoder)}")
     return blocks
+
+
+def _at_the_bottom(singles: list[Block], others: list[Block], trace: Trace, geometry: Geometry) -> list[Block]:
+    """The units at lower resolutions than all other blocks, from which the decoder of a U-Net raises the resolution."""
+    lowest = max(block.map.level for block in others)
+    before_raise = ancestors(value for op in raising_ops(trace, geometry) for value in op.inputs)
+    return [block for block in singles if block.map.level > lowest and block.output[1] in before_raise]
 
 
 def _reason(found: Blocks, encoder: Blocks) -> str:
@@ -161,6 +182,23 @@ def _before_neck(blocks: list[Block], raised: set[Value]) -> list[Block]:
     lowest = max(block.map.level for block in blocks)
     first = next(block for block in blocks if block.map.level == lowest)
     return blocks if first.output[1] in raised else [block for block in blocks if block.output[1] not in raised]
+
+
+def _refuse_a_decoder_alone(
+    model: str, blocks: list[Block], raised: set[Value], trace: Trace, geometry: Geometry
+) -> None:
+    """Raises if the lowest blocks are computed from maps of a still lower resolution, as behind a transformer."""
+    first = max(blocks, key=lambda block: block.map.level)
+    if first.output[1] not in raised:
+        return
+    before = ancestors([first.output[1]])
+    sources = [op.inputs[0] for op in raising_ops(trace, geometry) if not before.isdisjoint(op.outputs)]
+    if any((source := geometry.map_of(value)) and source.level > first.map.level for value in sources):
+        raise NoTrunkError(
+            f"no convolutional trunk in {model}: its convolutional blocks, such as {first.name}, come behind maps of a "
+            "lower resolution, to which no convolutional block leads. They are the decoder of a transformer; use drop "
+            "path (stochastic depth) for that"
+        )
 
 
 def _leading_down(levels: dict[int, list[Block]]) -> dict[int, list[Block]]:

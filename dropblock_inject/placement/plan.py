@@ -63,8 +63,11 @@ class _Sites(Sequence[Site]):
             "without_skip": self._trace.without_skip,
             "without_end": self._trace.without_end,
             "additions": self._trace.additions,
+            "sums": self._trace.sums,
+            "shared": self._trace.shared,
             "without_site": self._trace.without_site,
             "off_trunk": self._trace.off_trunk,
+            "results": self._trace.results,
             "error": None if self._trace.error is None else str(self._trace.error),
             "sites": [
                 {**site.as_dict(), "layer": layer} for site, layer in zip(self._sites, self._layers, strict=True)
@@ -191,14 +194,18 @@ def plan_dropblock(
     sites = choose_sites(model, sites, include, exclude, strict, elsewhere=[name for b in others for name in _names(b)])
     targets = targets_of(keep_prob, {site.stage for site in sites}, deepest, depth_scaling)
     sites = [replace(site, keep_prob=targets[site.stage]) for site in sites]
-    left = leftovers([block for _, block in asked], trunk.off_trunk, trunk.units, trunk.trace, trunk.geometry)
+    every = [block for blocks in trunk.blocks for block in blocks]
+    left = leftovers([block for _, block in asked], every, trunk.off_trunk, trunk.units, trunk.trace, trunk.geometry)
     summary = TraceSummary(
         image_size=trunk.geometry.image_size,
         without_skip=tuple(finder.unreachable) if "skip" in kinds else (),
         without_end=tuple(finder.without_end) if "end" in kinds else (),
         additions=left.additions if "skip" in kinds else (),
+        sums=left.sums if "skip" in kinds else (),
+        shared=left.shared if "branch" in kinds else (),
         without_site=(*left.units, *finder.without_site) if "branch" in kinds else (),
         off_trunk={} if stages is None else dict(Counter(str(block.place) for block in trunk.off_trunk)),
+        results=trunk.results if stages is None else (),
         error=trunk.trace.error,
     )
     return InjectionPlan(model, sites, summary, layer or dropblock_for(block_size, layer_options))

@@ -21,8 +21,11 @@ class TraceSummary:
         without_skip: blocks with a shortcut that no hook can mask.
         without_end: blocks with a branch of which no module gives the end.
         additions: for each addition of maps that may be a shortcut and has no skip site, its block.
+        sums: for each addition of maps outside of the blocks, the module that adds.
+        shared: modules that run in one of these blocks and outside of it too.
         without_site: convolutions in these blocks that have no site.
         off_trunk: how many blocks there are at each place off the trunk.
+        results: convolutions that put out a result of the network, where the plan goes beyond the trunk.
         error: what ended the pass early, if anything did.
     """
 
@@ -30,8 +33,11 @@ class TraceSummary:
     without_skip: tuple[str, ...]
     without_end: tuple[str, ...]
     additions: tuple[str, ...]
+    sums: tuple[str, ...]
+    shared: tuple[str, ...]
     without_site: tuple[str, ...]
     off_trunk: dict[str, int]
+    results: tuple[str, ...]
     error: Exception | None
 
 
@@ -119,8 +125,15 @@ def _unused(trace: TraceSummary) -> str:
     parts = []
     if trace.additions:
         parts.append(f"additions without a skip site: {len(trace.additions)} (in {_some(trace.additions)})")
+    if trace.sums:
+        adding = [name or "the code of the model" for name in trace.sums]
+        parts.append(f"additions outside of the blocks: {len(adding)} (in {_some(adding)})")
+    if trace.shared:
+        parts.append(f"modules shared beyond their block: {len(trace.shared)} ({_some(trace.shared)})")
     if trace.without_site:
         parts.append(f"convolutions without a site: {len(trace.without_site)} ({_some(trace.without_site)})")
+    if trace.results:
+        parts.append(f"convolutions that put out a result: {len(trace.results)} ({_some(trace.results)})")
     if trace.off_trunk.keys() - {"stem", "transition"}:
         places = ", ".join(f"{place} {count}" for place, count in trace.off_trunk.items())
         parts.append(f"blocks off the trunk: {places} (stages=None reaches them)")

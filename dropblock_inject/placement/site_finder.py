@@ -88,14 +88,16 @@ class SiteFinder:
                 yield "end", end, []
             else:
                 self.without_end.append(block.name)
-            point = self._finder.shortcut(residual) or find_branch_end(residual, self._finder, self._geometry)
+            point = self._finder.shortcut(residual)
+            if point is None and residual.add.kind == "add":  # else the end of the branch is not added as it is
+                point = find_branch_end(residual, self._finder, self._geometry)
             if point:
                 yield "skip", point, _layers_behind(residual.skip, residual.call)
             else:
                 self.unreachable.append(block.name)
         point = self._output(block)
         if point:
-            alone = block.scope.parent is None and not block.residuals
+            alone = not block.is_module and not block.residuals
             yield "output", point, block.units[0].layers(scope) if alone else []
 
     def _behind_unit(self, block: Block, unit: ConvNormAct) -> HookPoint | None:
@@ -103,6 +105,8 @@ class SiteFinder:
         scope = block.scope
         if unit.is_gate(scope):
             return None
+        if unit.op.call is scope:
+            return block_output(block.name, unit.convolved, None)
         tail, before_activation = unit.tail(scope), unit.before_activation(scope)
         point = self._finder.after(tail, scope)
         if point is None and before_activation is not None:
@@ -119,7 +123,7 @@ class SiteFinder:
 
     def _output(self, block: Block) -> HookPoint | None:
         key, value = block.output
-        if block.scope.parent is not None:
+        if block.is_module:
             return block_output(block.name, value, key)
         if block.residuals:
             return self._finder.after(value, block.scope) or self._finder.before(value, block.scope)
@@ -138,7 +142,7 @@ class SiteFinder:
         around the host. Where that one runs whatever is registered on it too, it is the activation, a module further
         out, or else the convolution.
         """
-        if block.scope.parent is not None and self._can_own(block.name):
+        if block.is_module and self._can_own(block.name):
             return block.name
         around, *further = self._names_around(host)
         activations = [name for name in layers if self._is_bare_layer(name)]

@@ -36,6 +36,12 @@ def trace_model(model: nn.Module, example_input: Any = None) -> Trace:
         if traces[-1].error is None or _asks_for_values(traces[-1].error):
             break
     trace = max(traces, key=lambda trace: (trace.error is None, len(trace.ops)))  # the one that got furthest
+    if trace.error is not None and first_convolution(trace) is None and _asks_for_values(trace.error):
+        raise TraceError(
+            f"{type(model).__name__} could not be traced: before its first convolution it asks for the values of a "
+            f"tensor (item(), numpy(), if tensor:), and the pass is without data: {failure_of(trace)}. Where its code "
+            "can do without the values, in eval mode or with plain numbers, the walker can read it"
+        ) from trace.error
     if trace.error is not None and first_convolution(trace) is None:
         raise TraceError(
             f"{type(model).__name__} could not be traced with an input of shape {shapes_of(trace)}: "

@@ -81,11 +81,20 @@ def _of_pytorchcv() -> dict[str, Entry]:
 def _of_transformers() -> dict[str, Entry]:
     library: Any = importlib.import_module("transformers")
 
-    def entry(name: str, size: int = 128, channels: int = 3, **options: Any) -> tuple[str, Entry]:
-        config, model = getattr(library, f"{name}Config"), getattr(library, f"{name}Model")
-        return name, (name, lambda: model(config(**options)), (channels, size, size))
+    def entry(name: str, size: int = 128, kind: str = "Model", **options: Any) -> tuple[str, Entry]:
+        config, model = getattr(library, f"{name}Config"), getattr(library, f"{name}{kind}")
+        return name, (name, lambda: model(config(**options)), (3, size, size))
+
+    def of_sound(name: str, shape: tuple[int, ...], **options: Any) -> tuple[str, Entry]:
+        make = entry(name, **options)[1][1]
+        # Of a model that writes text, too, the part that listens.
+        return name, (name, lambda: make().get_encoder() if name == "Whisper" else make(), shape)
 
     small: dict[str, Any] = {"depths": [1, 1, 2, 1]}
+    few: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 64}
+    whisper = {f"{part}_{of}": 2 for part in ("encoder", "decoder") for of in ("layers", "attention_heads")}
+    resnet = library.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    channels: dict[str, Any] = {"backbone_config": resnet, "auxiliary_in_channels": 1024}
     wanted = [
         entry("ResNet"),
         entry("RegNet", depths=[1, 1, 2, 1]),
@@ -104,6 +113,26 @@ def _of_transformers() -> dict[str, Entry]:
         entry("MobileViTV2", size=256),
         entry("SwiftFormer", size=224),
         entry("TextNet"),
+        entry("HGNetV2", kind="ForImageClassification"),
+        entry("RTDetrResNet", kind="Backbone"),
+        entry("PPLCNet", kind="ForImageClassification"),
+        entry("PPLCNetV3", kind="Backbone"),
+        entry("PPLCNetV4", kind="Backbone"),
+        entry("PPOCRV5MobileDet"),
+        entry("PPOCRV6TinyRec"),
+        entry("SLANet", kind="Backbone"),
+        entry("AlignVision"),
+        entry("SuperPoint", kind="ForKeypointDetection"),
+        entry("RTDetr", size=256),
+        entry("RTDetrV2", size=256),
+        entry("DFine", size=256),
+        entry("Detr", size=128, use_timm_backbone=False, backbone_config=resnet, encoder_layers=1, decoder_layers=1),
+        entry("UperNet", kind="ForSemanticSegmentation", **channels),
+        of_sound("Wav2Vec2", (16000,), **few),
+        of_sound("Hubert", (16000,), **few),
+        of_sound("Whisper", (80, 3000), d_model=64, **whisper),
+        of_sound("Encodec", (1, 16000)),
+        of_sound("Dac", (1, 16000)),
     ]
     return dict(wanted)
 
@@ -166,13 +195,31 @@ def _of_monai() -> dict[str, Entry]:
         entry("ResNet", solid, "basic", [1, 1, 1, 1], [8, 16, 32, 64], n_input_channels=1),
         entry("HighResNet", solid, 3, 1, 2),
         entry("AHNet", (1, 128, 128, 32), spatial_dims=3, psp_block_num=0),
-        entry("MedNeXtS", solid, spatial_dims=3, init_filters=8, in_channels=1, out_channels=2),
+        entry("MedNeXtS", solid, in_channels=1, out_channels=2),
         entry("AutoEncoder", flat, 2, 1, 1, channels=(8, 16, 32), strides=(2, 2, 2)),
         entry("VarAutoEncoder", flat, 2, flat, 1, 4, channels=(8, 16, 32), strides=(2, 2, 2)),
         entry("RegUNet", solid, 3, 1, 8, depth=3, out_kernel_initializer="zeros", out_activation=None),
         entry("PatchDiscriminator", flat, 2, 16, 1),
         entry("Quicknat", flat),
         entry("HoVerNet", (3, 256, 256)),
+        entry("MedNeXtB", solid, in_channels=1, out_channels=2),
+        entry("SegResNetDS2", solid, 3, 8, 1, 2),
+        entry("DenseNet169", flat, 2, 1, 2),
+        entry("DenseNet201", flat, 2, 1, 2),
+        entry("SENet154", (3, 64, 64), spatial_dims=2, in_channels=3, num_classes=2),
+        entry("SEResNet101", flat, spatial_dims=2, in_channels=1, num_classes=2),
+        entry("SEResNext101", flat, spatial_dims=2, in_channels=1, num_classes=2),
+        entry("resnet18", solid, spatial_dims=3, n_input_channels=1, num_classes=2),
+        entry("resnet50", solid, spatial_dims=3, n_input_channels=1, num_classes=2),
+        entry("TorchVisionFCModel", (3, 224, 224), pretrained=False),
+        entry("Regressor", flat, flat, 2, (8, 16, 32), (2, 2, 2)),
+        entry("Classifier", flat, flat, 2, (8, 16, 32), (2, 2, 2)),
+        entry("Discriminator", flat, flat, (8, 16, 32), (2, 2, 2)),
+        entry("Critic", flat, flat, (8, 16, 32), (2, 2, 2)),
+        entry("GlobalNet", solid, solid[1:], 3, 1, 8, depth=3),
+        entry("LocalNet", solid, 3, 1, 8, (0, 1, 2), out_activation=None),
+        entry("VoxelMorphUNet", (2, 32, 32, 32), 3, 2, 8, (8, 16, 16, 16, 16, 16), (16, 16)),
+        entry("UNETR", (1, 32, 32, 32), 1, 2, (32, 32, 32), hidden_size=48, mlp_dim=48, num_heads=4),
     ]
     return dict(wanted)
 

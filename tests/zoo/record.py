@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from math import prod
+from math import log2, prod
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from dropblock_inject import DropBlock, plan_dropblock, remove_dropblock
 from dropblock_inject.anatomy.stages import Stage, Trunk, find_trunk
-from dropblock_inject.errors import NoTrunkError
+from dropblock_inject.errors import NoTrunkError, TraceError
 from dropblock_inject.placement.plan import InjectionPlan
 
 from .checks import _copy, _equal, _tensors, counted
@@ -34,6 +34,7 @@ class Ran:
     Attributes:
         convolutions: each convolution module that put out a map of several pixels and channels, and the map's size.
         before_up: those that ran before anything was upsampled.
+        reads: the size of the map that each convolution was given first.
         shortcuts: the names of the innermost modules in which a tensor that the module was given was added to another.
         sizes: the sizes of the maps that each module put out.
         spatial: the sizes of the maps that convolutions over several pixels put out.
@@ -41,6 +42,7 @@ class Ran:
 
     convolutions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     before_up: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    reads: dict[str, tuple[int, ...]] = field(default_factory=dict)
     shortcuts: Counter[str] = field(default_factory=Counter)
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     spatial: set[tuple[int, ...]] = field(default_factory=set)
@@ -79,6 +81,7 @@ class _Recorder(TorchFunctionMode):
                     self.ran.spatial.add(size)
                 is_map = isinstance(module, _ConvNd) and prod(size) > 1 and output.shape[1] > 1
                 if is_map and not module.transposed:
+                    self.ran.reads.setdefault(name, tuple(args[0].shape[2:]))
                     self.ran.convolutions.setdefault(name, size)
                     if not self._has_raised:
                         self.ran.before_up.setdefault(name, size)
@@ -118,13 +121,12 @@ def check_by_record(network: Network) -> dict[str, Any]:
     start = time.process_time()
     try:
         trunk = find_trunk(net, images)
-    except NoTrunkError as refusal:
-        return {**record, "refused": str(refusal)}
+    except (NoTrunkError, TraceError) as refusal:
+        if isinstance(refusal, NoTrunkError) or "values of a tensor" in str(refusal):
+            return {**record, "refused": str(refusal)}
+        raise
     stages = trunk.stages
-    # Numbers below 0 are those of stages above the fifth from below; in a request they would count from the deepest.
-    plan = plan_dropblock(
-        net, [stage.index for stage in stages if stage.index >= 0], where=("paper", "output"), example_input=images
-    )
+    plan = plan_dropblock(net, None, where=("paper", "output"), example_input=images)
     record["seconds"] = time.process_time() - start
     record["stages"] = [(s.index, s.reduction, s.channels, s.map_size, len(s.blocks)) for s in stages]
     record["sites"] = {
@@ -153,17 +155,22 @@ def _recorded(network: Network, net: nn.Module) -> tuple[Tensor, Ran]:
 
 
 def _depth(stages: list[Stage], ran: Ran, images: Tensor) -> list[str]:
-    """The trunk must go as deep as the convolutions before the first upsampling do, those of a small head left out."""
-    deeper = [name for name, size in ran.before_up.items() if 2 * prod(size) < prod(stages[-1].map_size)]
+    """The trunk must go as deep as the maps that convolutions before the first upsampling read.
+
+    Those of a small head are left out.
+    """
+    deeper = [name for name in ran.before_up if 2 * prod(ran.reads[name]) < prod(stages[-1].map_size)]
     problems = []
     if 4 * len(deeper) > len(ran.before_up):
         problems.append(f"the trunk ends at maps of {stages[-1].map_size}; deeper are {', '.join(deeper[:3])}")
-    resolutions = [size for size, count in Counter(ran.before_up.values()).items() if count > 1 and size in ran.spatial]
-    if 2 * len(stages) < len(resolutions):
-        problems.append(f"convolutions at {len(resolutions)} resolutions make {len(stages)} stages")
+    sizes = [size for size, count in Counter(ran.before_up.values()).items() if count > 1 and size in ran.spatial]
+    levels = {round(log2(prod(images.shape[2:]) / prod(size)) / len(size)) for size in sizes}
+    if 2 * len(stages) < len(levels):
+        problems.append(f"convolutions at {len(levels)} resolutions make {len(stages)} stages")
     for stage in stages:
         for block in stage.blocks:
-            if (size := ran.sizes.get(block.name)) and prod(size) > 4 * prod(stage.map_size):
+            size = ran.sizes.get(block.name)
+            if stage.index and size and prod(size) > 4 * prod(stage.map_size):  # stage 0 has all that is above it
                 problems.append(f"{block.name} puts out {size} in stage {stage.index} of {stage.map_size}")
     return problems
 
@@ -172,17 +179,21 @@ def _coverage(trunk: Trunk, plan: InjectionPlan, ran: Ran) -> list[str]:
     """Each shortcut in the blocks has its skip site or is named, and each convolution is in a block or is named."""
     said = plan.as_dict()
     named = {*said["without_skip"], *said["additions"]}
-    every = [block.name for stage in trunk.stages for block in stage.blocks]
-    blocks = [block.name for stage in trunk.stages if stage.index >= 0 for block in stage.blocks]
+    blocks = [block.name for stage in trunk.stages for block in stage.blocks]
+    blocks += [block.name for block in trunk.off_trunk]
     skips = {site.block for site in plan if site.where == "skip"}
     problems = [
         f"the shortcut of {name} has no skip site"
         for name in ran.shortcuts
         if _is_in(name, blocks) and not _is_in(name, skips | named)
     ]
-    known = {*every, *said["without_site"], *(block.name for block in trunk.off_trunk)}
+    known = {*blocks, *said["without_site"], *said["results"]}
     parts = {unit.op.call.name for block in trunk.off_trunk for unit in block.units}
     unknown = [name for name in ran.convolutions if not _is_in(name, known | parts)]
+    if said["error"]:  # the plan says that what is behind that point is not listed
+        order = list(ran.convolutions)
+        last = max(number for number, name in enumerate(order) if name not in unknown)
+        unknown = [name for name in unknown if order.index(name) < last]
     if unknown:
         problems.append(f"{len(unknown)} convolutions are in no block and are not named: {', '.join(unknown[:3])}")
     return problems
