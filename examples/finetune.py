@@ -1,4 +1,4 @@
-"""Shows a whole fine-tuning: DropBlock in the last stages of a pretrained network, which is saved as a plain one.
+"""Shows a whole fine-tuning: DropBlock in the last stage of a pretrained network, which is saved as a plain one.
 
     pip install "dropblock-inject[examples]"
 
@@ -36,7 +36,14 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dropblock_inject import KeepProbSchedule, dropblock_disabled, inject_dropblock, mc_predict, remove_dropblock
+from dropblock_inject import (
+    KeepProbSchedule,
+    dropblock_disabled,
+    inject_dropblock,
+    mc_predict,
+    presets,
+    remove_dropblock,
+)
 from dropblock_inject.command.models import find_model
 from lib.checkpoint import read_file
 from lib.command_line import add_options, errors_in_a_sentence, make_parser, parse_arguments, whole_number
@@ -53,7 +60,8 @@ def make_arguments() -> argparse.ArgumentParser:
     group = parser.add_argument_group("data")
     add_options(group, "dataset", "root", "download", "data_dir", "image_size", "max_samples")
     group = parser.add_argument_group("DropBlock")
-    add_options(group, "stages", "where", "keep_prob", "block_size")
+    preset = presets.FINE_TUNING
+    add_options(group, "where", "keep_prob", stages=[*preset["stages"]], block_size=preset["block_size"])
     group = parser.add_argument_group("training")
     add_options(group, "seed", "device", "workers", epochs=3, batch_size=42, lr=1e-3)
     group.add_argument("--amp", action="store_true", help="mixed precision")
