@@ -87,9 +87,9 @@ def _add_stages(parser: SubcommandParser) -> None:
 
 
 _PLAN_JSON = (
-    "source, model, image_size, sites, without_skip, without_end, additions, without_site, off_trunk, error; with "
-    "--summary: source, model, image_size, stages (stage, blocks, sites, by_kind, whole_maps, map_sizes, block_sizes, "
-    "keep_prob), total (blocks, sites, by_kind, whole_maps)"
+    "source, model, image_size, sites, without_skip, without_end, additions, sums, shared, without_site, off_trunk, "
+    "results, error; with --summary: source, model, image_size, stages (stage, blocks, sites, by_kind, whole_maps, "
+    "map_sizes, block_sizes, keep_prob), total (blocks, sites, by_kind, whole_maps)"
 )
 
 
