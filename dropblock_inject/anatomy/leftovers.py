@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..tracing.operations import NONLINEAR
-from ..tracing.trace import Op, Trace, Value, ancestors
+from ..tracing.operations import NONLINEAR, WEIGHTED
+from ..tracing.trace import Op, Trace, Value, ancestors, original
 from .blocks import Block, enclosing_calls
 from .conv_norm_act import ConvNormAct
 from .feature_maps import Geometry
@@ -119,11 +119,16 @@ def _adds_maps(op: Op, geometry: Geometry) -> bool:
 
 
 def _may_be_residual(op: Op, block: Block, geometry: Geometry) -> bool:
-    """Whether an operation adds two maps of a block that have an origin in common, with an activation on the way."""
+    """Whether an operation adds two maps of a block that have an origin in common.
+
+    There is an activation on the way, or one of them is the origin and there are weights on the way to the other.
+    """
     if op.kind != "add" or not _adds_maps(op, geometry):
         return False
     left, right = op.inputs[:2]
     behind = ancestors([left], block.scope), ancestors([right], block.scope)
     shared = behind[0] & behind[1]
     own = {value.producer for value in (behind[0] | behind[1]) - shared}
-    return bool(shared) and any(op.kind in NONLINEAR for op in own if op is not None)
+    is_identity = any(original(value, block.scope) in shared for value in (left, right))
+    kinds = NONLINEAR | WEIGHTED if is_identity else NONLINEAR
+    return bool(shared) and any(op.kind in kinds for op in own if op is not None)

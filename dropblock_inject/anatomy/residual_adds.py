@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ..tracing.operations import BENT, GATES, NONLINEAR, PRODUCTS, SLICES, WEIGHTED
+from ..tracing.operations import BENT, GATES, NONLINEAR, NORMS, PRODUCTS, SAME_VALUES, SLICES, WEIGHTED
 from ..tracing.trace import Call, Op, Trace, Value, ancestors, original
 from .conv_norm_act import ConvNormAct
 from .feature_maps import Geometry
@@ -110,9 +110,11 @@ def _within(call: Call, add: Op, skip: Value, branch: Value) -> Residual | None:
 
 
 def _is_activated(add: Op) -> bool:
-    """Whether a sum goes into an activation and nothing else: ``relu(x + bn(conv(x)))``."""
+    """Whether a sum goes into an activation and nothing else: ``relu(x + conv(x))``, ``relu(bn(x + conv(x) + z))``."""
     readers = add.outputs[0].readers
-    return len(readers) == 1 and readers[0].kind in NONLINEAR and readers[0].kind not in GATES
+    while len(readers) == 1 and (readers[0].kind == "add" or readers[0].kind in NORMS | SAME_VALUES):
+        readers = readers[0].outputs[0].readers
+    return len(readers) == 1 and readers[0].kind in NONLINEAR - GATES
 
 
 def _is_bent(op: Op) -> bool:

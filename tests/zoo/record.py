@@ -117,7 +117,7 @@ def check_by_record(network: Network) -> dict[str, Any]:
     """
     net = network.build().eval()
     record: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in net.parameters()), "variants": []}
-    images, ran = _recorded(network, net)
+    images, ran, before = _recorded(network, net)
     start = time.process_time()
     try:
         trunk = find_trunk(net, images)
@@ -132,23 +132,23 @@ def check_by_record(network: Network) -> dict[str, Any]:
     record["sites"] = {
         stage.index: dict(Counter(site.where for site in plan if site.stage == stage.index)) for stage in stages
     }
-    problems = [*_depth(stages, ran, images), *_coverage(trunk, plan, ran), *_on_images(net, plan, images)]
+    problems = [*_depth(stages, ran, images), *_coverage(trunk, plan, ran), *_on_images(net, plan, images, before)]
     assert not problems, "; ".join(problems)
     return record
 
 
-def _recorded(network: Network, net: nn.Module) -> tuple[Tensor, Ran]:
-    """One image that a network runs on, and what ran."""
+def _recorded(network: Network, net: nn.Module) -> tuple[Tensor, Ran, Any]:
+    """One image that a network runs on, what ran, and what it puts out."""
     problem: Exception | None = None
     for image in network.images(net):
         recorder = _Recorder(net)
         try:
             with torch.no_grad(), recorder:
-                net(image)
+                output = net(_copy(image))
         except Exception as refused:  # whatever it says to a size that it was not made for
             problem = refused
         else:
-            return image, recorder.ran
+            return image, recorder.ran, output
         finally:
             recorder.close()
     raise AssertionError(f"it does not run: {problem}")
@@ -203,11 +203,9 @@ def _is_in(name: str, others: Iterable[str]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in others if other)
 
 
-def _on_images(net: nn.Module, plan: InjectionPlan, images: Tensor) -> list[str]:
+def _on_images(net: nn.Module, plan: InjectionPlan, images: Tensor, before: Any) -> list[str]:
     """Eval output unchanged, each site once per call of its block on the map that it says, a finite step, removal."""
     keys, problems = list(net.state_dict()), []
-    with torch.no_grad():
-        before = net(_copy(images))
     plan.apply()
     with torch.no_grad():
         if not _equal(before, net(_copy(images))):
@@ -216,8 +214,8 @@ def _on_images(net: nn.Module, plan: InjectionPlan, images: Tensor) -> list[str]
         problems.append("keys changed")
     for module in net.modules():
         module.training = isinstance(module, DropBlock)
-    with counted(net) as (runs, shapes), torch.no_grad():
-        net(_copy(images))
+    with counted(net) as (runs, shapes):  # a step of training with fixed statistics
+        output = net(_copy(images))
     for site in plan:
         shape = shapes.get(site.name, ())
         size = shape[1:-1] if site.channel_dim == -1 else shape[2:]
@@ -225,8 +223,6 @@ def _on_images(net: nn.Module, plan: InjectionPlan, images: Tensor) -> list[str]
             problems.append(f"{site.name} ran {runs[site.name]} times, its block {runs[site.block]} times")
         elif runs[site.block] == 1 and (shape[site.channel_dim], size) != (site.channels, site.map_size):
             problems.append(f"{site.name} got {shape}, not {site.channels} channels of {site.map_size}")
-    net.train()
-    output = net(torch.cat((images, images.flip(-1))))  # batch norm needs two
     loss = torch.stack(
         [t.float().square().mean() for t in _tensors(output) if t.is_floating_point() and t.numel()]
     ).sum()
