@@ -12,12 +12,12 @@ from torch import nn
 from ..errors import DropBlockTypeError, DropBlockValueError
 from ..ops.functional import Rescale, check_arguments
 from ..ops.layer import DropBlock
-from ..surgery.keep_prob import NEEDED, keep_prob_of, set_keep_prob
+from ..surgery.keep_prob import NEEDED, has_settable_keep_prob, keep_prob_of, set_keep_prob
 from ..surgery.splice import dropping_layers
 from ..surgery.status import check_dropblock
+from ..surgery.switched import switched
 
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_SETTINGS = ("enabled", "rescale", "keep_prob", "p", "drop_prob")  # the attributes that the context changes
 
 
 @contextmanager
@@ -26,7 +26,8 @@ def mc_dropblock(model: nn.Module, *, keep_prob: float | None = None, rescale: R
 
     Nothing else changes: BatchNorm, Dropout and the rest are in the mode that they are in. Layers that were injected by
     ``layer=`` are on as well. Call ``model.eval()`` before: within the context it would switch DropBlock off again.
-    Another thread that enters the context of the same model waits.
+    Another thread that enters the context of the same model waits. A copy or pickle that is made within is of the model
+    as it was before. A :class:`KeepProbSchedule` that steps within sets its own value at once, which stays afterwards.
 
     The network must have been trained with DropBlock. One that was not collapses when parts of its maps are missing
     (figure 5 of the paper, arXiv 1810.12890), and its passes say nothing. A checkpoint of weights does not tell:
@@ -72,32 +73,23 @@ def mc_dropblock(model: nn.Module, *, keep_prob: float | None = None, rescale: R
         )
     check_arguments(1.0, 1, rescale)
     check_dropblock(model)
-    unreadable = {type(layer).__name__ for layer in layers if keep_prob_of(layer) is None}
-    if keep_prob is not None and unreadable:
+    fixed = {type(layer).__name__ for layer in layers if not has_settable_keep_prob(layer)}
+    if keep_prob is not None and fixed:
         raise DropBlockValueError(
-            f"keep_prob={keep_prob} cannot be set on a {', '.join(sorted(unreadable))}: such a layer needs {NEEDED}"
+            f"keep_prob={keep_prob} cannot be set on a {', '.join(sorted(fixed))}: such a layer needs {NEEDED}"
         )
-    with mc_lock(model):
-        modes = [(module, module.training) for layer in layers for module in layer.modules()]
-        settings = [
-            (layer, name, getattr(layer, name)) for layer in layers for name in _SETTINGS if hasattr(layer, name)
-        ]
-        try:
-            for layer in layers:
-                layer.train()
-                if hasattr(layer, "enabled"):  # a DropBlock, or another layer within dropblock_disabled
-                    vars(layer)["enabled"] = True
-                if keep_prob is not None:
-                    set_keep_prob(layer, keep_prob)
-                if isinstance(layer, DropBlock):
-                    layer.rescale = rescale
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            for layer, name, value in settings:
-                if getattr(layer, name) != value:
-                    setattr(layer, name, value)
+
+    def switch_on(layer: nn.Module) -> None:
+        layer.train()
+        if hasattr(layer, "enabled"):  # a DropBlock, or another layer within dropblock_disabled
+            vars(layer)["enabled"] = True
+        if keep_prob is not None:
+            set_keep_prob(layer, keep_prob)
+        if isinstance(layer, DropBlock):
+            layer.rescale = rescale
+
+    with mc_lock(model), switched(layers, switch_on):
+        yield
 
 
 def mc_lock(model: nn.Module) -> threading.RLock:

@@ -251,10 +251,15 @@ def _one_by_one(function: Callable, info: Any, in_dims: tuple, arguments: tuple)
     With ``randomness="different"`` torch has drawn a seed for each sample, with ``"same"`` one seed for all.
     """
     calls = []
-    for index in range(info.batch_size):
+    for index in range(info.batch_size or 1):
         pairs = zip(arguments, in_dims, strict=True)
-        calls.append(function(*(each.select(dim, index) if isinstance(dim, int) else each for each, dim in pairs)))
-    return tuple(map(torch.stack, zip(*calls, strict=True)))
+        calls.append(function(*(_sample(each, dim, index) if isinstance(dim, int) else each for each, dim in pairs)))
+    return tuple(torch.stack(each)[: info.batch_size] for each in zip(*calls, strict=True))
+
+
+def _sample(batched: Tensor, dim: int, index: int) -> Tensor:
+    """The part of a batched tensor for one sample; zeros if there is no sample."""
+    return batched.select(dim, index) if batched.shape[dim] else batched.sum(dim)
 
 
 _LIBRARY.impl("drop", _drop, "CompositeExplicitAutograd")

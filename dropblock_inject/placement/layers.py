@@ -10,7 +10,9 @@ from torch import nn
 from ..errors import DropBlockTypeError, DropBlockValueError
 from ..ops.functional import BlockSize
 from ..ops.layer import DropBlock
+from ..surgery.keep_prob import ATTRIBUTES, keep_prob_of
 from ..surgery.mask_hooks import MaskArgument, MaskOutput
+from ..surgery.place import Label
 from ..surgery.site import Site
 
 MakeLayer = Callable[[Site], nn.Module]
@@ -46,8 +48,8 @@ def make_layers(sites: Iterable[Site], make: MakeLayer) -> list[nn.Module]:
 
     Raises:
         DropBlockTypeError: something that was made is no module.
-        DropBlockValueError: a layer has parameters or buffers, was made before, or would overwrite a tensor that is
-            read again.
+        DropBlockValueError: a layer has parameters or buffers, has None for a probability, was made before, or would
+            overwrite a tensor that is read again.
     """
     layers: dict[int, nn.Module] = {}
     for site in sites:
@@ -63,6 +65,12 @@ def make_layers(sites: Iterable[Site], make: MakeLayer) -> list[nn.Module]:
                 f"layer made a {kind} for {site.name} that has parameters or buffers ({', '.join(kept)}): they would "
                 "change the keys of the checkpoint. Only layers without them can be injected"
             )
+        unset = [name for name in ATTRIBUTES if getattr(layer, name, 0) is None]
+        if unset and keep_prob_of(layer) is None:
+            raise DropBlockValueError(
+                f"layer made a {kind} with {unset[0]}=None for {site.name}; give it a number, which follows from "
+                "site.keep_prob"
+            )
         if not _may_overwrite(site) and any(getattr(module, "inplace", False) for module in layer.modules()):
             raise DropBlockValueError(
                 f"layer made a {kind} with inplace=True for {site.name}, where the branch still reads the tensor; "
@@ -70,6 +78,17 @@ def make_layers(sites: Iterable[Site], make: MakeLayer) -> list[nn.Module]:
             )
         layers[id(layer)] = layer
     return list(layers.values())
+
+
+def check_not_injected(sites: Iterable[Site], layers: Iterable[nn.Module]) -> None:
+    """Raises if one of the layers for these sites is at a site of a model already."""
+    for site, layer in zip(sites, layers, strict=True):
+        label = Label.of(layer)
+        if label is not None:
+            raise DropBlockValueError(
+                f"layer made a {type(layer).__name__} for {site.name} that is at the site {label.site.name} of a model "
+                "already; make a new one, or call remove_dropblock on that model before"
+            )
 
 
 def _may_overwrite(site: Site) -> bool:

@@ -19,7 +19,7 @@ from ..ops.functional import BlockSize
 from ..surgery.liveness import injected
 from ..surgery.site import Site
 from ..surgery.splice import splice, unsplice
-from .layers import MakeLayer, check_maker, dropblock_for, make_layers
+from .layers import MakeLayer, check_maker, check_not_injected, dropblock_for, make_layers
 from .patterns import Pattern, check_pattern
 from .plan_summary import render_summary
 from .plan_table import TraceSummary, render
@@ -99,6 +99,7 @@ class InjectionPlan(_Sites):
         sites = tuple(sites)
         self._make = make
         self._made: list[nn.Module] | None = make_layers(sites, make)
+        check_not_injected(sites, self._made)
         super().__init__(model, sites, trace, [type(layer).__name__ for layer in self._made])
         modules = _modules(model)
         self._modules = {name: modules.get(name) for site in self for name in site.splice.modules}
@@ -108,7 +109,7 @@ class InjectionPlan(_Sites):
 
         Raises:
             AlreadyInjectedError, CompiledModelError: the model has been injected or compiled since.
-            DropBlockValueError: modules of the model have been replaced since.
+            DropBlockValueError: modules of the model have been replaced since, or a layer has been injected.
         """
         _check_model(self.model)
         modules = _modules(self.model)
@@ -118,6 +119,7 @@ class InjectionPlan(_Sites):
                     f"{name or 'the model'} is not the module it was when this plan was made; plan again"
                 )
         layers = self._made or make_layers(self, self._make)
+        check_not_injected(self, layers)
         self._made = None
         # Nothing but the splicing may fail once it has begun: it takes back what it did.
         report = InjectionReport(self.model, self._sites, self._trace, self._layers)

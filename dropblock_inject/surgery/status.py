@@ -17,6 +17,7 @@ from .liveness import SiteInModel, gone, injected
 from .place import is_enabled
 from .site import Part, Where
 from .splice import dropping_layers
+from .switched import switched
 from .text_table import text_table
 
 
@@ -158,15 +159,9 @@ def dropblock_disabled(model: nn.Module) -> Iterator[None]:
     >>> all(site.training for site in dropblock_sites(model))
     True
     """
-    layers = list(dropping_layers(model).values())
-    before = [vars(layer).get("enabled") for layer in layers]  # None: a layer that is no DropBlock
-    try:
-        for layer in layers:
-            vars(layer)["enabled"] = False
+    with switched(list(dropping_layers(model).values()), _pause):
         yield
-    finally:
-        for layer, enabled in zip(layers, before, strict=True):
-            if enabled is None:
-                vars(layer).pop("enabled", None)
-            else:
-                vars(layer)["enabled"] = enabled
+
+
+def _pause(layer: nn.Module) -> None:
+    vars(layer)["enabled"] = False

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import DropBlockTypeError, DropBlockValueError, DropBlockWarning, ScheduleError
-from ..surgery.keep_prob import NEEDED, keep_prob_of, set_keep_prob
+from ..surgery.keep_prob import NEEDED, has_settable_keep_prob, keep_prob_of, set_keep_prob
 from ..surgery.place import target_of
 from ..surgery.splice import dropping_layers
 from ..surgery.status import check_dropblock
@@ -112,8 +112,8 @@ class KeepProbSchedule:
         self.mode = mode
         self.warmup_steps = warmup_steps
         layers = dropping_layers(model).values()
-        fixed = sorted({type(layer).__name__ for layer in layers if keep_prob_of(layer) is None})
-        if fixed and any(keep_prob_of(layer) is not None for layer in layers):
+        fixed = sorted({type(layer).__name__ for layer in layers if not has_settable_keep_prob(layer)})
+        if fixed and any(map(has_settable_keep_prob, layers)):
             warnings.warn(
                 f"the schedule does not move the injected {', '.join(fixed)}: such a layer needs {NEEDED}",
                 DropBlockWarning,
@@ -291,7 +291,7 @@ class KeepProbSchedule:
 
     def _layers(self) -> list[nn.Module]:
         # Looked up each time, so that a model injected anew is driven too.
-        layers = [layer for layer in dropping_layers(self.model).values() if keep_prob_of(layer) is not None]
+        layers = [layer for layer in dropping_layers(self.model).values() if has_settable_keep_prob(layer)]
         if not layers and (fixed := {type(layer).__name__ for layer in dropping_layers(self.model).values()}):
             raise ScheduleError(
                 f"the schedule cannot move the injected {', '.join(sorted(fixed))}: such a layer needs {NEEDED}"

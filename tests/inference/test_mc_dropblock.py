@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 import threading
 from collections import OrderedDict
 
@@ -22,7 +25,7 @@ from dropblock_inject import (
     mc_predict,
     remove_dropblock,
 )
-from dropblock_inject.errors import DeadSiteError
+from dropblock_inject.errors import DeadSiteError, DropBlockWarning
 from dropblock_inject.surgery.keep_prob import keep_prob_of
 
 
@@ -109,6 +112,105 @@ def test_all_is_restored_after_an_error(name: str) -> None:
     with pytest.raises(ZeroDivisionError), mc_dropblock(net, keep_prob=0.5):
         raise ZeroDivisionError
     assert state_of(net) == before
+
+
+def saved_and_loaded(net: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net)), saved_and_loaded])
+def test_a_copy_made_within_is_as_before_and_the_model_stays_on(name: str, copied) -> None:
+    net = injected(name).eval()
+    before = state_of(net)
+    attributes = [set(vars(layer)) for layer in drops(net).values()]
+
+    def check() -> None:
+        made = copied(net)
+        assert state_of(made) == before
+        assert [set(vars(layer)) for layer in drops(made).values()] == attributes
+
+    with dropblock_disabled(net):
+        check()
+    with mc_dropblock(net, keep_prob=0.5):
+        check()
+        within = state_of(net)
+        with dropblock_disabled(net):
+            check()
+            with mc_dropblock(net, keep_prob=0.25):
+                check()
+        check()
+        assert state_of(net) == within
+        with torch.no_grad():
+            assert not torch.equal(net(images_for(name)), net(images_for(name)))
+    check()
+    assert state_of(net) == before
+
+
+def test_what_is_set_within_stays_and_is_copied() -> None:
+    net = nn.Sequential(DropBlock(0.9, 3)).eval()
+    with mc_dropblock(net, keep_prob=0.5):
+        net[0].block_size = 5
+        assert copy.deepcopy(net)[0].block_size == 5
+    assert (net[0].block_size, net[0].keep_prob, net[0].rescale) == (5, 0.9, "batch")
+
+
+@pytest.mark.parametrize("keep_prob", [None, 0.5])
+def test_a_schedule_that_steps_within_has_the_last_word(keep_prob: float | None) -> None:
+    net = injected("own:cifar_resnet").train()
+    schedule = KeepProbSchedule(net, 10)
+    schedule.step(5)
+    with mc_dropblock(net, keep_prob=keep_prob):
+        schedule.step()
+        within = schedule.get_last_keep_prob()
+    assert schedule.get_last_keep_prob() == within
+    schedule.step(6)
+    assert schedule.get_last_keep_prob() == within
+
+
+class ReadOnly(nn.Module):
+    """A layer whose keep_prob can be read only."""
+
+    keep_prob = property(lambda self: 0.9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout2d(x, 0.1)
+
+
+class DropSome(nn.Dropout2d):
+    """A layer with a keep_prob that follows from its p."""
+
+    keep_prob = property(lambda self: 1 - self.p)
+
+
+def test_a_keep_prob_that_can_be_read_only_is_an_error_before_anything_is_changed() -> None:
+    net = CifarResNet(1)
+    layers = iter([nn.Dropout2d(0.1), ReadOnly(), nn.Dropout2d(0.1)])
+    inject_dropblock(net, -1, layer=lambda site: next(layers), example_input=torch.empty(1, 3, 32, 32))
+    before = state_of(net)
+    with pytest.raises(DropBlockInjectError, match="cannot be set on a ReadOnly"), mc_dropblock(net, keep_prob=0.5):
+        pass
+    assert state_of(net) == before
+    with mc_dropblock(net):
+        pass
+    with pytest.warns(DropBlockWarning, match="does not move the injected ReadOnly"):
+        schedule = KeepProbSchedule(net, 10)
+    assert len(schedule.get_last_keep_prob()) == 2
+    remove_dropblock(net)
+    inject_dropblock(net, -1, layer=lambda site: ReadOnly(), example_input=torch.empty(1, 3, 32, 32))
+    with pytest.raises(DropBlockInjectError, match="cannot move the injected ReadOnly"):
+        KeepProbSchedule(net, 10)
+
+
+def test_a_keep_prob_that_follows_from_p_is_set_by_p() -> None:
+    net = CifarResNet(1)
+    inject_dropblock(net, -1, layer=lambda site: DropSome(0.1), example_input=torch.empty(1, 3, 32, 32))
+    with mc_dropblock(net, keep_prob=0.5):
+        assert {layer.p for layer in net.modules() if isinstance(layer, DropSome)} == {0.5}
+    assert {layer.p for layer in net.modules() if isinstance(layer, DropSome)} == {0.1}
+    assert set(KeepProbSchedule(net, 10).get_last_keep_prob()) == {1.0}
 
 
 def test_it_is_on_within_a_pause_and_off_after_one() -> None:

@@ -57,6 +57,18 @@ def test_the_output_is_that_of_a_loop_over_the_samples(randomness, options):
     assert torch.equal(vmapped(x.movedim(0, 2), randomness, in_dim=2, out_dim=-1, **options).movedim(-1, 0), expected)
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("randomness", RANDOMNESS)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_an_empty_batch_stays_empty(randomness, options, inplace):
+    x = torch.randn(4, 3, 0, 9, 9, requires_grad=True)
+    output = vmapped(x * 1, randomness, in_dim=2, out_dim=2, inplace=inplace, **options)
+    assert output.shape == x.shape
+    assert torch.autograd.grad(output.sum(), x)[0].shape == x.shape
+    gradients = torch.vmap(grad(lambda one: drop_block(one, 0.7, 3, **options).sum()), 2, randomness=randomness)(x)
+    assert gradients.shape == (0, 4, 3, 9, 9)
+
+
 def test_samples_share_their_mask_or_not_as_asked_for():
     same, different = (vmapped(torch.ones(50, 1, 4, 9, 9), randomness) != 0 for randomness in RANDOMNESS)
     assert (same == same[0]).all()

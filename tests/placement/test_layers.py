@@ -16,6 +16,7 @@ from dropblock_inject import (
     DropBlock,
     DropBlockInjectError,
     KeepProbSchedule,
+    check_dropblock,
     dropblock_disabled,
     dropblock_sites,
     inject_dropblock,
@@ -177,6 +178,7 @@ SHARED = nn.Dropout()
         (lambda site: nn.BatchNorm2d(site.channels), r"parameters or buffers \(weight, bias, running_mean"),
         (lambda site: None, "made a NoneType for .*; it must make a torch.nn.Module"),
         (lambda site: SHARED, "the same Dropout for .* as before"),
+        (lambda site: timm.layers.DropPath(None), "a DropPath with drop_prob=None for .*; give it a number"),
         (lambda site: nn.Dropout2d(0.1, inplace=True), "inplace=True for .*drop_skip, where the branch still reads"),
     ],
 )
@@ -189,6 +191,26 @@ def test_a_layer_that_does_not_fit_is_refused_and_nothing_is_changed(layer, mess
         assert re.search(message, str(error.value)), error.value
     assert repr(net) == before
     assert not dropblock_sites(net)
+
+
+@pytest.mark.parametrize("planned_first", [True, False])
+def test_a_layer_is_in_one_model_at_a_time(planned_first):
+    first, second = CifarResNet(1), CifarResNet(1)
+    layers = {}
+
+    def layer(site):
+        return layers.setdefault(site.name, nn.Dropout2d(1 - site.keep_prob))
+
+    plan = plan_dropblock(second, layer=layer, **SMALL) if planned_first else None
+    inject_dropblock(first, layer=layer, **SMALL)
+    before = repr(second)
+    with pytest.raises(DropBlockInjectError, match=r"a Dropout2d for (\S+) that is at the site \1 of a model already"):
+        plan.apply() if planned_first else plan_dropblock(second, layer=layer, **SMALL)
+    assert repr(second) == before
+    check_dropblock(first)
+    remove_dropblock(first)
+    inject_dropblock(second, layer=layer, **SMALL)
+    check_dropblock(second)
 
 
 def test_options_of_dropblock_beside_a_layer_are_refused():
