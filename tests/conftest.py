@@ -50,6 +50,7 @@ SLOW = (
     r"tests/examples/test_examples\.py::test_distributed_in_one_process\[fsdp\]",
     r"tests/examples/test_examples\.py::test_it_trains_.*\[(detection-fasterrcnn|segmentation-(fcn|lraspp))_",
     r"tests/examples/test_finetune\.py::test_(bad_checkpoint_at_the|classifiers_of_torchvision|default_run|learns)",
+    r"tests/examples/test_notebook\.py::test_it_runs",
     r"tests/examples/test_pages\.py::test_pictures",
     r"tests/examples/test_peers\.py::test_a_claim_holds\[.*is compiled again",
     r"tests/examples/test_regularizers\.py::test_all_settings_",

@@ -36,11 +36,13 @@ from dropblock_inject.command.arguments import parser
 
 ROOT = Path(__file__).parents[1]
 LONGEST = {
-    "README.md": 250,
+    "README.md": 220,
     "CHANGELOG.md": 200,
     "CONTRIBUTING.md": 200,
     "dropblock_inject/README.md": 200,
     "examples/README.md": 200,
+    "examples/faq.md": 200,
+    "examples/layer.md": 200,
     "examples/peers.md": 200,
     "examples/sites.md": 200,
     "examples/study/README.md": 200,
@@ -209,6 +211,38 @@ def test_the_snippets_on_sites_follow_each_other(capsys: pytest.CaptureFixture[s
         names["segmenter"], stages=None, include=["classifier.*", "*.layer4.*"], keep_prob={None: 0.8, 4: 0.9}
     )
     assert {(site.part, site.keep_prob) for site in plan} == {("head", 0.8), ("trunk", 0.9)}
+
+
+def test_the_snippets_of_the_questions_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("examples/faq.md", "python")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert torch.load("weights.pt", weights_only=True).keys() == torchvision.models.resnet18().state_dict().keys()
+    assert dropblock_sites(names["model"]) == []
+
+
+def test_the_layer_by_hand() -> None:
+    names: dict[str, Any] = {}
+    by_hand, other_range, function = blocks("examples/layer.md", "python")
+    exec(by_hand, names)
+    assert names["schedule"].get_last_keep_prob() == [0.9, 0.8]
+    assert names["prediction"].mean.shape == (4, 10)
+    assert names["prediction"].mutual_information.max() > 0
+    exec(other_range, names)
+    assert [names["schedule"].value_at(step) for step in (0, 10, 55, 100)] == pytest.approx([0.95, 0.95, 0.9, 0.85])
+    exec(function, names)
+    block, x = names["Block"](8), torch.rand(2, 8, 16, 16)
+    assert torch.equal(block.eval()(x), block(x))
+    assert not torch.equal(block.train()(x), block(x))
+
+
+def test_the_options_of_the_layer() -> None:
+    shown = re.findall(r"^\| `(\w+)=([^`]+)` \|", PAGES["examples/layer.md"], flags=re.MULTILINE)
+    defaults = {name: eval(default) for name, default in shown}
+    for function in (dropblock_inject.DropBlock, dropblock_inject.drop_block):
+        parameters = inspect.signature(function).parameters.values()
+        assert defaults == {p.name: p.default for p in parameters if p.name not in ("input", "training")}
 
 
 def test_the_tables_of_arguments_and_calls() -> None:
@@ -401,7 +435,7 @@ def test_the_figures_about_other_layers() -> None:
 
 
 def test_the_versions() -> None:
-    section = one_line(README.split("## Versions")[1].split("\n## ")[0])
+    section = one_line(README.split("## Install")[1].split("\n## ")[0])
     for words, requirement in (
         (r"Python ([\d.]+) or later", 'requires-python = ">={}"'),
         (r"torch ([\d.]+) or later", '"torch>={}"'),
