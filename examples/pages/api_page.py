@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         import_module(module)  # what other libraries warn of is not of this page
     version = f"dropblock-inject {dropblock_inject.__version__}"
     pdoc.render.configure(docformat="google", show_source=False, footer_text=version)
-    env = pdoc.render.env
+    env: Any = pdoc.render.env
     env.loader = ChoiceLoader([DictLoader(TEMPLATES), env.loader])
     env.tests["shown"] = is_shown
     env.filters["to_markdown"] = to_markdown
