@@ -25,6 +25,7 @@ SCORES = {
     f"ECE, {PASSES}": "mc_ece",
     "accuracy, BatchNorm anew": "bn_accuracy",
     "NLL, BatchNorm anew": "bn_nll",
+    "ECE, BatchNorm anew": "bn_ece",
 }
 
 
@@ -89,7 +90,7 @@ class LongResults:
         return _differences({row: rows[row] for row in best.values()}, best[NONE]) if NONE in best else ""
 
     def as_markdown(self) -> str:
-        """Three tables for each training: the summary, means with standard deviations, paired differences."""
+        """Tables for each training: the summary, means with standard deviations, two of paired differences."""
         parts = []
         for training, rows in self.runs.items():
             best = self.best(training)
@@ -100,6 +101,7 @@ class LongResults:
             parts += ["All: mean and standard deviation over the seeds.", _means(rows)]
             if NONE in best:
                 parts += [f"All, less {words}.", _differences(rows, best[NONE])]
+            parts += ["All, with BatchNorm's statistics estimated anew, less as they were trained.", _recalibrated(rows)]
         return "\n\n".join(parts)
 
     def plot(self) -> Figure:
@@ -148,6 +150,15 @@ def _differences(rows: Mapping[Row, Mapping[str, Runs]], reference: Row) -> str:
             cells = [cell(paired(scores.get(name, {}), base[name.split("_")[-1]])) for name in SCORES.values()]
             pairs = len(scores["accuracy"].keys() & base["accuracy"].keys())
             lines.append(f"| {row.setting} | {row.epochs} | {pairs} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _recalibrated(rows: Mapping[Row, Mapping[str, Runs]]) -> str:
+    names = {"accuracy, %": "accuracy", "NLL": "nll", "ECE, %": "ece"}
+    lines = [f"| setting | epochs | seeds | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
+    for row, scores in rows.items():
+        cells = [cell(paired(scores[f"bn_{name}"], scores[name])) for name in names.values()]
+        lines.append(f"| {row.setting} | {row.epochs} | {len(scores['accuracy'])} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

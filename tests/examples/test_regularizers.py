@@ -286,8 +286,9 @@ def test_a_report_of_long_fine_tunings(tmp_path: Path) -> None:
         for seed, (accuracy, nll) in enumerate(pairs):
             once = Scores(accuracy, nll, 10)
             passes = Scores(accuracy + 1, nll / 2, 5) if "DropBlock" in setting else None
+            anew = Scores(accuracy + 0.5 + seed, nll, 10)
             key = ("fashion-mnist", "lite0", "250", str(epochs), "long", setting, str(seed))
-            write(row_of(key, Outcome(once, passes, once, 1)), tmp_path / "long.csv")
+            write(row_of(key, Outcome(once, passes, anew, 1)), tmp_path / "long.csv")
     results = LongResults(tmp_path / "long.csv", [setting.name for setting in LONG])
     (training,) = results.runs
     assert results.best(training)["none"] == ("none", 40)
@@ -298,7 +299,8 @@ def test_a_report_of_long_fine_tunings(tmp_path: Path) -> None:
         line for line in lines if line.startswith("| DropBlock, last stage | 40 | 2 | **+0.75 ± 0.25**")
     ]
     assert difference == same  # in the summary and in the whole table
-    assert sum(line.startswith("| none | 12 |") for line in lines) == 2  # not in the summary
+    assert sum(line.startswith("| none | 12 |") for line in lines) == 3  # not in the summary
+    assert "| none | 40 | 2 | +1.00 ± 0.50 | +0.00 ± 0.00 | +0.00 ± 0.00 |" in lines  # BatchNorm anew: +0.5, +1.5
     assert "| **+1.75 ± 0.25** | **-0.50 ± 0.10** | **-5.00 ± 0.00** |" in difference
     panels = results.plot().get_axes()
     assert [len(panel.containers) for panel in panels] == [3, 3, 3]

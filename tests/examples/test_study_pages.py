@@ -57,11 +57,6 @@ def is_shown(network: str, setting: str, reference: str) -> bool:
     return abs(value) > 2 * error
 
 
-def figure(network: str, setting: str, reference: str) -> str:
-    value, error = difference(network, setting, reference)
-    return f"{value:+.2f} ± {error:.2f}"
-
-
 # Every figure with an error in a sentence: the words around it, what less what, and whether a difference is shown.
 # After "by" and "lost" it has no sign.
 CLAIMS = {
@@ -92,16 +87,54 @@ CLAIMS = {
 }
 
 
+# The same for the long fine-tunings: the dataset, and the two rows with a score of each.
+LONG: dict[tuple[str, ...], dict[str, float]] = {}
+for run in csv.DictReader((FOLDER / "long.csv").read_text().splitlines()):
+    for score in (prefix + name for prefix in ("", "mc_", "bn_") for name in ("accuracy", "nll", "ece")):
+        if run[score]:
+            row = (run["dataset"], run["setting"], run["epochs"], score)
+            LONG.setdefault(row, {})[run["seed"]] = float(run[score])
+FASHION, LETTERS = "fashion-mnist", "letters"
+NONE, OURS = ("none", "40"), ("DropBlock, last stage", "40")
+BEST = ("none", "80")  # the best number of epochs without DropBlock
+LONG_CLAIMS: dict[str, list[tuple[str, str, tuple[str, ...], tuple[str, ...], bool]]] = {
+    "README.md": [
+        ("{} on Fashion-MNIST", FASHION, (*OURS, "accuracy"), (*BEST, "accuracy"), True),
+        ("{} on letters", LETTERS, (*OURS, "accuracy"), (*BEST, "accuracy"), True),
+    ],
+    "examples/study/README.md": [],
+}
+
+
+def long_difference(dataset: str, setting: tuple[str, ...], reference: tuple[str, ...]) -> tuple[float, float]:
+    left, right = LONG[(dataset, *setting)], LONG[(dataset, *reference)]
+    differences = [left[seed] - right[seed] for seed in left.keys() & right.keys()]
+    assert len(differences) >= 10
+    return mean(differences), stdev(differences) / len(differences) ** 0.5
+
+
 @pytest.mark.parametrize("page", CLAIMS)
 def test_the_figures_in_the_sentences_about_the_study(page: str) -> None:
     text = PAGES[page]
-    for words, network, setting, reference, shown in CLAIMS[page]:
-        found = figure(network, setting, reference)
+    claims = [(words, *difference(*of), shown) for words, *of, shown in CLAIMS[page]]
+    claims += [(words, *long_difference(*of), shown) for words, *of, shown in LONG_CLAIMS[page]]
+    for words, value, error, shown in claims:
+        found = f"{value:+.2f} ± {error:.2f}"
         if "by {}" in words or "lost {}" in words:
             found = found.removeprefix("+")
         assert words.format(found) in text
-        assert is_shown(network, setting, reference) == shown
-    assert len(re.findall(r"\d ± \d", text)) == len(CLAIMS[page])
+        assert (abs(value) > 2 * error) == shown
+    assert len(re.findall(r"\d ± \d", text)) == len(claims)
+
+
+@pytest.mark.parametrize("dataset", [FASHION, LETTERS])
+def test_the_best_number_of_epochs_without_dropblock(dataset: str) -> None:
+    means = {
+        row[2]: mean(runs.values())
+        for row, runs in LONG.items()
+        if (row[0], row[1], row[3]) == (dataset, "none", "accuracy")
+    }
+    assert max(means, key=lambda epochs: means[epochs]) == BEST[1]
 
 
 # The sentences without figures: of these settings, those that were better or worse than the reference.
