@@ -167,6 +167,7 @@ def _of_ultralytics() -> dict[str, Entry]:
     return {
         file.stem: (file.parent.name, lambda file=file: make(file), (3, 128, 128))  # type: ignore[misc]
         for file in sorted(folder.rglob("*.yaml"))
+        if file.stem != "yolo11-cls-resnet18"  # it downloads torchvision's weights
     }
 
 
