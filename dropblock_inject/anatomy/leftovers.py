@@ -119,9 +119,9 @@ def _adds_maps(op: Op, geometry: Geometry) -> bool:
 
 
 def _may_be_residual(op: Op, block: Block, geometry: Geometry) -> bool:
-    """Whether an operation adds two maps of a block that have an origin in common.
+    """Whether an operation adds two maps of a block that have an origin in common, with an activation on the way.
 
-    There is an activation on the way, or one of them is the origin and there are weights on the way to the other.
+    Or one of them is the origin, or what the block is given, and there are weights on the way to the other.
     """
     if op.kind != "add" or not _adds_maps(op, geometry):
         return False
@@ -129,6 +129,7 @@ def _may_be_residual(op: Op, block: Block, geometry: Geometry) -> bool:
     behind = ancestors([left], block.scope), ancestors([right], block.scope)
     shared = behind[0] & behind[1]
     own = {value.producer for value in (behind[0] | behind[1]) - shared}
-    is_identity = any(original(value, block.scope) in shared for value in (left, right))
+    origins = shared.union(block.scope.arguments.values())
+    is_identity = any(original(value, block.scope) in origins for value in (left, right))
     kinds = NONLINEAR | WEIGHTED if is_identity else NONLINEAR
-    return bool(shared) and any(op.kind in kinds for op in own if op is not None)
+    return (bool(shared) or is_identity) and any(op.kind in kinds for op in own if op is not None)

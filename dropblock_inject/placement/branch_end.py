@@ -108,7 +108,8 @@ def _calls_that_see(value: Value, scope: Call, host: Call, finder: HookFinder) -
     for call in finder.calls_in(scope):
         if call.first < host.first and call is not host and finder.is_only_call(call, scope):
             yield from ((call, key, False) for key, argument in call.arguments.items() if argument is value)
-            yield from ((call, key, True) for key, output in call.outputs.items() if output is value)
+            if call.last <= host.first:  # a module around the host puts it out when the branch has ended already
+                yield from ((call, key, True) for key, output in call.outputs.items() if output is value)
 
 
 def _part_of(value: Value, geometry: Geometry) -> tuple[Value, _Channels] | None:

@@ -20,7 +20,7 @@ class Times(nn.Module):
 
     def __init__(self, factor: float) -> None:
         super().__init__()
-        self.factor, self.p = factor, 0.0
+        self.factor, self.p = factor, 0.5  # p as a dropout has it: at 0 a site would be at rest
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor if self.training else x
@@ -221,3 +221,32 @@ def test_a_value_that_is_asked_for_before_the_first_convolution_is_said() -> Non
 
     with pytest.raises(TraceError, match="before its first convolution it asks for the values of a tensor"):
         find_stages(Net(conv(3, 8)), IMAGE)
+
+
+def test_a_shortcut_that_an_activation_overwrites_and_the_branch_hands_on() -> None:
+    class Body(nn.Module):
+        """It puts out the activated map beside the branch: the block's own tensor, written in place."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.first, self.last = nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, padding=2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.act(x)
+            return self.last(torch.relu(self.first(x))), x
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Body()
+
+        def forward(self, x: Tensor) -> Tensor:
+            branch, skip = self.body(x)
+            return branch + skip
+
+    block = Block().eval()
+    net = nn.Sequential(conv(3, 8, 2), block).eval()
+    branch, skip = block.body(net[0](IMAGE))
+    inject_dropblock(net, -1, where="skip", layer=lambda site: Times(3), example_input=IMAGE)
+    block.train()
+    torch.testing.assert_close(net(IMAGE), branch + 3 * skip)

@@ -75,7 +75,15 @@ Entry = tuple[str, Callable[[], nn.Module], "tuple[int, ...] | None"]  # family,
 
 def _of_pytorchcv() -> dict[str, Entry]:
     models = importlib.import_module("pytorchcv.model_provider")._models
-    return {name: (make.__module__.rpartition(".")[2], make, None) for name, make in models.items()}
+    families = {name: make.__module__.rpartition(".")[2] for name, make in models.items()}
+    # Not called with one image, or not built without a package for sound.
+    others = ("jasper", "nvpattexp", "propainter", "quartznet", "raft", "visemenet", "voca")
+    shapes = {"pfpcnet": (1, 320, 240), "superpointnet": (1, 224, 224)}
+    return {
+        name: (families[name], make, shapes.get(name))
+        for name, make in models.items()
+        if not families[name].startswith(others)
+    }
 
 
 def _of_transformers() -> dict[str, Entry]:
@@ -159,6 +167,7 @@ def _of_ultralytics() -> dict[str, Entry]:
     return {
         file.stem: (file.parent.name, lambda file=file: make(file), (3, 128, 128))  # type: ignore[misc]
         for file in sorted(folder.rglob("*.yaml"))
+        if file.stem != "yolo11-cls-resnet18"  # it downloads torchvision's weights
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
@@ -214,8 +215,8 @@ def _on_images(net: nn.Module, plan: InjectionPlan, images: Tensor, before: Any)
         problems.append("keys changed")
     for module in net.modules():
         module.training = isinstance(module, DropBlock)
-    with counted(net) as (runs, shapes):  # a step of training with fixed statistics
-        output = net(_copy(images))
+    with counted(net) as (runs, shapes), torch.no_grad():
+        net(_copy(images))
     for site in plan:
         shape = shapes.get(site.name, ())
         size = shape[1:-1] if site.channel_dim == -1 else shape[2:]
@@ -223,6 +224,9 @@ def _on_images(net: nn.Module, plan: InjectionPlan, images: Tensor, before: Any)
             problems.append(f"{site.name} ran {runs[site.name]} times, its block {runs[site.block]} times")
         elif runs[site.block] == 1 and (shape[site.channel_dim], size) != (site.channels, site.map_size):
             problems.append(f"{site.name} got {shape}, not {site.channels} channels of {site.map_size}")
+    for module in net.train().modules():
+        module.training = not isinstance(module, _BatchNorm)  # one image has no statistics
+    output = net(_copy(images))
     loss = torch.stack(
         [t.float().square().mean() for t in _tensors(output) if t.is_floating_point() and t.numel()]
     ).sum()
