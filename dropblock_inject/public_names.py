@@ -7,7 +7,8 @@ from .inference.predict import mc_predict
 from .inference.prediction import Prediction
 from .ops.functional import drop_block
 from .ops.layer import DropBlock
-from .placement.plan import InjectionPlan, InjectionReport, inject_dropblock, plan_dropblock, remove_dropblock
+from .placement.inject import inject_dropblock, plan_dropblock, remove_dropblock
+from .placement.plan import InjectionPlan, InjectionReport
 from .surgery.site import Site
 from .surgery.status import SiteStatus, check_dropblock, dropblock_disabled, dropblock_sites
 from .training.schedule import KeepProbSchedule

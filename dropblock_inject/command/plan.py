@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from ..placement.plan import InjectionPlan, plan_dropblock
+from ..placement.inject import plan_dropblock
+from ..placement.plan import InjectionPlan
 from ..placement.plan_summary import summarize
 from ..plot import plot_plan
 from .arguments import options_of

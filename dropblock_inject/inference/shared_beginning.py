@@ -24,7 +24,8 @@ from ..errors import TraceError
 from ..surgery.hook import with_entry
 from ..surgery.owner_hook import OwnerHook
 from ..surgery.splice import dropping_layers, find_hooks
-from ..tracing.trace import Call, Op, Trace, Value, trace_forward, unwrapped
+from ..tracing.recorder import trace_forward, unwrapped
+from ..tracing.trace import Call, Op, Trace, Value
 from .row_wise import numbers_in, stay_apart
 
 

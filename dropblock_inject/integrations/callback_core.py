@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import AlreadyInjectedError, DropBlockTypeError, DropBlockValueError
-from ..placement.plan import inject_dropblock, remove_dropblock
+from ..placement.inject import inject_dropblock, remove_dropblock
 from ..surgery.status import check_dropblock, dropblock_sites
 from ..training.schedule import KeepProbSchedule
 

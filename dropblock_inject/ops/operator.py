@@ -50,9 +50,9 @@ def drop(input: Tensor, seed: Tensor, keep_prob: float, inplace: bool, options: 
         output, _ = torch.ops.dropblock_inject.drop(input, seed, None, _bits(keep_prob), *options)
         output = output.view_as(output)  # Dynamo lets hooks set attributes on this, not on one output of several
     elif inplace and not ((input.requires_grad and input._is_view()) or torch._C._are_functorch_transforms_active()):
-        return _apply(input, seed, None, None, True, keep_prob, options)
+        return _apply(input, True, seed, None, None, keep_prob, options)
     else:
-        output = _apply(input, seed, None, None, False, keep_prob, options)
+        output = _apply(input, False, seed, None, None, keep_prob, options)
     return input.copy_(output) if inplace else output
 
 
@@ -129,21 +129,14 @@ class _Drop(Function):
     """The operator of the eager mode. The transforms of torch.func save outputs only: the scale and the blocks too."""
 
     @staticmethod
-    def forward(
-        input: Tensor,
-        seed: Tensor,
-        scale: Tensor | None,
-        blocks: Tensor | None,
-        inplace: bool,
-        keep_prob: float,
-        options: Options,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(input: Tensor, inplace: bool, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         output = input if inplace else torch.empty_like(input)
-        return output, *_DROP_TO(input, output, seed, scale, blocks, keep_prob, *options)
+        *others, options = arguments
+        return output, *_DROP_TO(input, output, *others, *options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        input, seed, scale, blocks, ctx.inplace, ctx.keep_prob, ctx.options = inputs
+        input, ctx.inplace, seed, scale, blocks, ctx.keep_prob, ctx.options = inputs
         result, new_scale, new_blocks = output
         scale = new_scale if scale is None else scale
         ctx.mark_non_differentiable(new_scale, new_blocks)
@@ -168,13 +161,13 @@ class _Drop(Function):
                 result, _ = torch.ops.dropblock_inject.drop(gradient, seed, scale, _bits(ctx.keep_prob), *ctx.options)
         else:
             usable = blocks is not None and len(blocks) and gradient.stride() == ctx.strides
-            result = _apply(gradient, seed, scale, blocks if usable else None, False, ctx.keep_prob, ctx.options)
+            result = _apply(gradient, False, seed, scale, blocks if usable else None, ctx.keep_prob, ctx.options)
         return result, *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None, None]:
         seed, scale = ctx.saved_tensors
-        return _apply(tangent, seed, scale, None, ctx.inplace, ctx.keep_prob, ctx.options), None, None
+        return _apply(tangent, ctx.inplace, seed, scale, None, ctx.keep_prob, ctx.options), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple[tuple, tuple]:
@@ -186,23 +179,15 @@ class _QuickDrop(Function):
     """The same for a plain tensor, outside of these transforms and without the dispatcher, which takes less time."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        seed: Tensor,
-        scale: Tensor | None,
-        blocks: Tensor | None,
-        inplace: bool,
-        keep_prob: float,
-        options: Options,
-    ) -> Tensor:
-        output, scale, blocks = _mask(input, input if inplace else None, seed, scale, blocks, keep_prob, options)
+    def forward(ctx: Any, input: Tensor, inplace: bool, *arguments: Any) -> Tensor:
+        seed, _, _, ctx.keep_prob, ctx.options = arguments
+        output, scale, blocks = _mask(input, input if inplace else None, *arguments)
         if inplace:
             ctx.mark_dirty(input)
         ctx.save_for_backward(seed, scale, blocks)
         ctx.save_for_forward(seed, scale)
         ctx.set_materialize_grads(False)  # a gradient that is None stays None
-        ctx.inplace, ctx.keep_prob, ctx.options, ctx.strides = inplace, keep_prob, options, output.stride()
+        ctx.inplace, ctx.strides = inplace, output.stride()
         return output
 
     backward = _Drop.backward
@@ -212,22 +197,18 @@ class _QuickDrop(Function):
         return _Drop.jvp(ctx, tangent)[0]
 
 
-def _apply(
-    input: Tensor,
-    seed: Tensor,
-    scale: Tensor | None,
-    blocks: Tensor | None,
-    inplace: bool,
-    keep_prob: float,
-    options: Options,
-) -> Tensor:
-    """The masked and rescaled input. Autograd records the operation if it records anything at all."""
+def _apply(input: Tensor, inplace: bool, *arguments: Any) -> Tensor:
+    """The masked and rescaled input. Autograd records the operation if it records anything at all.
+
+    Args:
+        arguments: those of :func:`_mask` after the output.
+    """
     is_special = type(input) is not Tensor or torch._C._are_functorch_transforms_active()
     if is_special or torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
-        return _Drop.apply(input, seed, scale, blocks, inplace, keep_prob, options)[0]
+        return _Drop.apply(input, inplace, *arguments)[0]
     if torch.is_grad_enabled() or forward_ad._current_level >= 0:
-        return _QuickDrop.apply(input, seed, scale, blocks, inplace, keep_prob, options)
-    return _mask(input, input if inplace else None, seed, scale, blocks, keep_prob, options)[0]
+        return _QuickDrop.apply(input, inplace, *arguments)
+    return _mask(input, input if inplace else None, *arguments)[0]
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

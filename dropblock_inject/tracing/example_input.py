@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import DropBlockTypeError, DropBlockValueError, NoTrunkError, TraceError
-from .trace import Trace, first_convolution, trace_forward
+from .recorder import trace_forward
+from .trace import Trace, first_convolution
 
 # By spatial rank: signal, image, video or volume. The others are for models that the first does not go through: some
 # halve their images more often than five times.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,19 +16,12 @@ from ..surgery.keep_prob import NEEDED, has_settable_keep_prob, keep_prob_of, se
 from ..surgery.place import target_of
 from ..surgery.splice import dropping_layers
 from ..surgery.status import check_dropblock
+from .inner_optimizer import innermost
+from .modes import MODES, fraction_at
 from .monitor import DropMonitor
 from .step_check import StepCheck
 
 logger = logging.getLogger(__name__)
-
-_STEPS = 4  # the "step" mode goes down in so many steps of equal height
-
-MODES: dict[str, Callable[[float], float]] = {
-    "linear": lambda progress: progress,
-    "cosine": lambda progress: (1 - math.cos(math.pi * progress)) / 2,
-    "constant": lambda progress: 1.0,
-    "step": lambda progress: min(math.floor(progress * (_STEPS + 1)), _STEPS) / _STEPS,
-}
 
 
 class KeepProbSchedule:
@@ -183,7 +175,7 @@ class KeepProbSchedule:
             )
         check_dropblock(self.model)
         self._layers()  # raises if there is none
-        inner = _innermost(optimizer)
+        inner = innermost(optimizer)
         own = set(map(id, self.model.parameters()))
         stepped = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
         if own and stepped and own.isdisjoint(stepped):
@@ -271,15 +263,7 @@ class KeepProbSchedule:
         if step < self.warmup_steps:
             return 0.0
         progress = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
-        if isinstance(self.mode, str):
-            return MODES[self.mode](progress)
-        fraction = self.mode(progress)
-        if not (isinstance(fraction, int | float) and 0 <= fraction <= 1):
-            raise DropBlockValueError(
-                f"mode({progress:g}) returned {fraction!r}; "
-                "it must be the share of the way from start to end, in [0, 1]"
-            )
-        return float(fraction)
+        return fraction_at(progress, self.mode)
 
     def _go_to(self, step: int) -> None:
         layers = self._layers()
@@ -302,23 +286,6 @@ class KeepProbSchedule:
                 "handle of a schedule before remove_dropblock(model)"
             )
         return layers
-
-
-def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer that makes the updates: the one itself, or the one that it holds."""
-    seen: list[Any] = []
-    inner: Any = optimizer
-    while inner not in seen:
-        seen.append(inner)
-        held = {id(value): value for value in vars(inner).values() if isinstance(value, torch.optim.Optimizer)}
-        if len(held) == 1:
-            (inner,) = held.values()
-    if not getattr(type(inner).step, "hooked", False):  # set by the constructor of torch's optimizers
-        raise DropBlockTypeError(
-            f"{type(optimizer).__name__} runs no hooks after its steps, and which optimizer it steps is not clear; "
-            "attach to the optimizer inside it, or call schedule.step() after each update"
-        )
-    return inner
 
 
 def _check_int(name: str, value: Any, lowest: int) -> None:

@@ -14,7 +14,7 @@ from dropblock_inject.command import arguments, bench
 from dropblock_inject.command.main import main
 from dropblock_inject.placement.selection import PLACES
 from dropblock_inject.plot import plot_feature_maps
-from dropblock_inject.training.schedule import MODES
+from dropblock_inject.training.modes import MODES
 
 
 @pytest.mark.parametrize(
