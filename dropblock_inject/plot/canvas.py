@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PAGE_WIDTH = 7.5  # inches
 SMALL, MEDIUM, LARGE = 8, 9, 10.5  # sizes of text, in points
 
-COLORS = {"branch": "#0072b2", "skip": "#e69f00", "output": "#009e73", "end": "#5b1647"}
+COLORS = {"branch": "#0072b2", "skip": "#e69f00", "end": "#5b1647", "output": "#009e73"}
 STAGE_COLORS = ("#9ecae1", "#6aaed6", "#3787c0", "#105ba4", "#08306b")  # the deepest stage last
 # The parts off the trunk; a block that has no site is in none of them.
 PART_COLORS = {"stem": "#444444", "transition": "#f0e442", "neck": "#e69f00", "decoder": "#d55e00", "head": "#cc79a7"}

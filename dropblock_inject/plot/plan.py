@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # All in inches.
 _LEFT, _RIGHT = 2.45, PAGE_WIDTH - 0.15  # of the blocks
-_TOP, _LEGEND = 0.72, 0.62  # the height of the title, and of the legend
+_TOP = 0.72  # the height of the title
 _SITE, _PITCH, _MARGIN = 0.13, 0.16, 0.06
 _LINE_HEIGHT = 0.155
 
@@ -40,8 +40,11 @@ def plot_plan(plan: InjectionPlan, example_input: Any = None, name: str | None =
     has_blocks = layers == ["DropBlock"]
     rows = _rows(plan, example_input)
     heights = [row.height(has_blocks) for row in rows]
-    figure, axis = sheet(PAGE_WIDTH, _TOP + sum(heights) + _LEGEND)
     sites = Counter[str](site.where for site in plan)
+    covering = sum(_covers(site) for site in plan) if has_blocks else 0
+    lines = (len(sites) + bool(covering) + has_blocks + 2) // 2  # of the legend, which has two columns
+    bottom = _TOP + sum(heights) + 0.1 + 0.1 * lines  # the middle of the legend
+    figure, axis = sheet(PAGE_WIDTH, bottom + 0.15 + 0.1 * lines)
     blocks = len({site.block for site in plan})
     title = f"{' and '.join(layers) or 'DropBlock'} in {name or name_of(plan.model)}"
     axis.text(0.15, 0.24, title, fontsize=LARGE, va="center", weight="bold")
@@ -54,7 +57,7 @@ def plot_plan(plan: InjectionPlan, example_input: Any = None, name: str | None =
         if number and row.in_trunk and rows[number - 1].in_trunk:
             axis.annotate("", (0.3, top + 0.02), (0.3, top - 0.16), arrowprops={"arrowstyle": "-|>", "color": GREY})
         top += height
-    _draw_legend(axis, sites, sum(_covers(site) for site in plan) if has_blocks else 0, has_blocks)
+    _draw_legend(axis, bottom, sites, covering, has_blocks)
     return figure
 
 
@@ -82,7 +85,8 @@ class _Row(NamedTuple):
         kept = ", ".join(f"{value:.4g}" for value in sorted({site.keep_prob for site in self.sites}))
         sizes = sorted({site.block_size for site in self.sites}, reverse=True)
         blocks = times(sizes[0]) if len(sizes) == 1 else f"{times(sizes[-1])} to {times(sizes[0])}"
-        return [self.maps, f"keep_prob {kept}"] + ([f"block_size {blocks}"] if has_blocks else [])
+        labels = [] if self.in_trunk else ["off the trunk"]
+        return labels + [self.maps, f"keep_prob {kept}"] + ([f"block_size {blocks}"] if has_blocks else [])
 
     def lines(self) -> list[list[list[Site]]]:
         """The blocks line by line, as many in a line as fit."""
@@ -127,7 +131,7 @@ def _rows(plan: InjectionPlan, example_input: Any) -> list[_Row]:
 def _row_off_the_trunk(part: str, blocks: list[list[Site]]) -> _Row:
     sizes = sorted({site.map_size for block in blocks for site in block})
     maps = times(sizes[0]) if len(sizes) == 1 else f"{times(sizes[0])} to {times(sizes[-1])}"
-    return _Row(f"{part}, off the trunk", f"maps {maps}", blocks, in_trunk=False)
+    return _Row(part, f"maps {maps}", blocks, in_trunk=False)
 
 
 def _draw_row(axis: Axes, row: _Row, top: float, height: float, has_blocks: bool) -> None:
@@ -168,7 +172,7 @@ def _draw_block_on_map(axis: Axes, sites: Sequence[Site], top: float) -> None:
     scale = side / max(height, width)
     left = _LEFT - side - 0.2
     options: dict[str, Any] = {"edgecolor": GREY, "linewidth": 0.8}
-    axis.add_patch(Rectangle((left, top), width * scale, height * scale, facecolor="white", **options))
+    axis.add_patch(Rectangle((left, top), width * scale, height * scale, facecolor="white", gid="map", **options))
     offsets = (width - block[1]) * scale / 2, (height - block[0]) * scale / 2
     size = block[1] * scale, block[0] * scale
     axis.add_patch(Rectangle((left + offsets[0], top + offsets[1]), *size, facecolor=GREY, gid="block"))
@@ -211,7 +215,7 @@ def _width(sites: Sequence[Site]) -> float:
     return _PITCH * max(lower, upper, 1) + 0.11
 
 
-def _draw_legend(axis: Axes, sites: Counter[str], covering: int, has_blocks: bool) -> None:
+def _draw_legend(axis: Axes, middle: float, sites: Counter[str], covering: int, has_blocks: bool) -> None:
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
 
@@ -229,13 +233,12 @@ def _draw_legend(axis: Axes, sites: Counter[str], covering: int, has_blocks: boo
     if has_blocks:
         handles.append((marker("s", "white", GREY, 9), marker("s", GREY, size=5)))
         labels.append("block_size on the map, to scale")
-    height = axis.get_ylim()[0]
     axis.legend(
         handles,
         labels,
         handler_map={tuple: HandlerTuple(ndivide=1)},
         loc="center",
-        bbox_to_anchor=(PAGE_WIDTH / 2, height - _LEGEND / 2),
+        bbox_to_anchor=(PAGE_WIDTH / 2, middle),
         bbox_transform=axis.transData,
         ncols=2,
         frameon=False,

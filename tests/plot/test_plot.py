@@ -220,15 +220,23 @@ def test_the_plan_of_any_network_is_readable(name):
     assert max(left + width for (left, _), width in boxes) < figure.get_size_inches()[0]
 
 
-def test_the_plan_of_every_block_of_a_detector():
-    plan = plan_dropblock(build_without_data("torchvision:fasterrcnn_resnet50_fpn"), stages=None, where="branch")
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("torchvision:fasterrcnn_resnet50_fpn", ["neck", "head"]), ("timm:hrnet_w18", ["transition", "neck"])],
+)
+@pytest.mark.parametrize("where", ["paper", ("paper", "output", "end")])
+def test_the_plan_of_every_block(name, parts, where):
+    plan = plan_dropblock(build_without_data(name), stages=None, where=where)
     figure = plot_plan(plan)
     assert_readable(figure)
     (axis,) = figure.get_axes()
-    assert sites_drawn(axis) == {"branch": len(plan)}
+    assert sites_drawn(axis) == Counter(site.where for site in plan)
+    maps = [patch.get_window_extent() for patch in axis.patches if patch.get_gid() == "map"]
+    assert len(maps) == 5 + len(parts)
+    assert not [text for text in axis.texts if any(text.get_window_extent().overlaps(map) for map in maps)]
     titles = [text.get_text() for text in axis.texts if text.get_weight() == "bold"][1:]
     stages = [f"stage {number}" for number in (1, 2, 3, 4)]
-    assert titles == ["stem, off the trunk", *stages, "neck, off the trunk"]
+    assert titles == ["stem", *stages, *parts]
 
 
 def test_the_plan_of_another_layer_has_no_blocks():
