@@ -101,7 +101,7 @@ class LongResults:
             parts += ["All: mean and standard deviation over the seeds.", _means(rows)]
             if NONE in best:
                 parts += [f"All, less {words}.", _differences(rows, best[NONE])]
-            parts += ["All, with BatchNorm's statistics estimated anew, less as they were trained.", _recalibrated(rows)]
+            parts += ["All, with BatchNorm's statistics estimated anew, less as trained.", _recalibrated(rows)]
         return "\n\n".join(parts)
 
     def plot(self) -> Figure:
