@@ -26,7 +26,7 @@ def run(arguments: Namespace) -> tuple[str, Any, str]:
         text = json.dumps({"source": source, **data}, indent=2)
     else:
         text = plan.summary() if arguments.summary else str(plan)
-    return text, plot_plan(plan, example) if arguments.output else None, remark
+    return text, plot_plan(plan, example, name=source.rpartition(":")[2]) if arguments.output else None, remark
 
 
 def _summary(plan: InjectionPlan) -> dict[str, Any]:

@@ -17,9 +17,9 @@ def run(arguments: Namespace) -> tuple[str, Any, str]:
     if arguments.checkpoint:
         load_weights(model, arguments.checkpoint)
     picture, features, layer = features_of(model, arguments.picture, arguments.layer, arguments.image_size)
-    title = f"{layer} of {arguments.model.rpartition(':')[2]}"
-    figure = plot_feature_maps(picture, features, title=title, **options_of(plot_feature_maps, arguments))
     trained = arguments.pretrained or arguments.checkpoint or ".py:" in arguments.model
+    title = f"{layer} of {arguments.model.rpartition(':')[2]}" + ("" if trained else ", random weights")
+    figure = plot_feature_maps(picture, features, title=title, **options_of(plot_feature_maps, arguments))
     return (
         "" if trained else "its weights are random; give --pretrained or --checkpoint FILE for trained ones",
         figure,

@@ -26,7 +26,9 @@ def run(arguments: Namespace) -> tuple[str, Any, str]:
     if arguments.json:
         about = {"source": source, "model": type(model).__name__, "image_size": trunk.geometry.image_size}
         text = json.dumps({**about, "stages": [asdict(stage) for stage in trunk.stages]}, indent=2)
-    return text, plot_stages(model, example, arguments.block) if arguments.output else None, remark
+    if not arguments.output:
+        return text, None, remark
+    return text, plot_stages(model, example, arguments.block, name=source.rpartition(":")[2]), remark
 
 
 def _table(stages: Sequence[Stage]) -> str:

@@ -173,6 +173,15 @@ def test_random_weights_are_said_to_be(capsys, tmp_path, photograph, figures):
     assert "its weights are random" in run(
         capsys, "show", photograph, "--model", "test_resnet", "-o", tmp_path / "show.png"
     )
+    assert figures[0].get_suptitle().endswith("of test_resnet, random weights")
+
+
+def test_the_pictures_name_the_model(capsys, tmp_path, figures):
+    run(capsys, "plan", "torchvision:resnet18", "-o", tmp_path / "plan.png")
+    run(capsys, "stages", "torchvision:resnet18", "-o", tmp_path / "stages.png")
+    plan, stages = figures
+    assert plan.axes[0].texts[0].get_text() == "DropBlock in resnet18"
+    assert stages.axes[1].get_title(loc="left") == "stages of resnet18"
 
 
 def test_show_with_weights_of_a_file(capsys, tmp_path, photograph, figures):
