@@ -114,8 +114,8 @@ def notes(sites: Sequence[Site], trace: TraceSummary, layers: Sequence[str]) -> 
         )
         lines += [
             "",
-            "The pass without data ended early, which is normal for a detector. Sites behind that "
-            f"point are not listed: {problem}",
+            "The pass without data ended early. That is normal for a detector; for another network pass an "
+            f"example_input of the right size. Sites behind that point are not listed: {problem}",
         ]
     return lines
 

@@ -82,9 +82,9 @@ class StepCheck:
         elif updates and passes >= 2 * updates:
             each = round(passes / updates)
             _warn(
-                f"there are {each} backward passes per update (gradient accumulation?). "
-                f"total_steps={self._total_steps} must count updates: if it counts batches, keep_prob goes only "
-                f"1/{each} of its way: pass total_steps={self._total_steps // each}. If it counts updates, all is well"
+                f"there are {each} backward passes per update (gradient accumulation?). Does "
+                f"total_steps={self._total_steps} count updates? Then all is well. If it counts batches, keep_prob "
+                f"goes only 1/{each} of its way: pass total_steps={self._total_steps // each}"
             )
 
 

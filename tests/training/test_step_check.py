@@ -80,6 +80,7 @@ def test_several_backward_passes_per_update_ask_what_total_steps_counts() -> Non
     training.schedule.attach(training.optimizer)
     (message,) = training.run(20, passes=4)
     assert "4 backward passes per update" in message
+    assert "Does total_steps=400 count updates? Then all is well" in message
     assert "pass total_steps=100" in message
 
 
