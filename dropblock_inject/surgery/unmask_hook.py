@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import DeadSiteError
 from .hook import ArgumentHook, Key, recorded
@@ -28,6 +29,10 @@ class UnmaskArgument(ArgumentHook):
     def __init__(self, place: Place, key: Key, is_sure: bool) -> None:
         super().__init__(place, key)
         self.is_sure = is_sure
+
+    def _register_on(self, module: nn.Module) -> RemovableHandle:
+        # Before the mask of the module's own shortcut, where one residual block is the branch of another.
+        return module.register_forward_pre_hook(self, prepend=True, with_kwargs=True)
 
     def change(self, tensor: Tensor, module: nn.Module) -> Tensor:
         if isinstance(tensor, torch.fx.Proxy):  # getattr on it gives another Proxy for any name

@@ -250,3 +250,29 @@ def test_a_shortcut_that_an_activation_overwrites_and_the_branch_hands_on() -> N
     inject_dropblock(net, -1, where="skip", layer=lambda site: Times(3), example_input=IMAGE)
     block.train()
     torch.testing.assert_close(net(IMAGE), branch + 3 * skip)
+
+
+def test_a_residual_block_that_is_the_branch_of_another() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.body(x)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.inner(x)
+
+    net = nn.Sequential(conv(3, 8, 2), Outer()).eval()
+    x = net[0](IMAGE)
+    wanted = 3 * x + (3 * x + net[1].inner.body(x))
+    report = inject_dropblock(net, -1, where="skip", layer=lambda site: Times(3), example_input=IMAGE)
+    assert {site.block for site in report} == {"1", "1.inner"}
+    net[1].train()
+    torch.testing.assert_close(net(IMAGE), wanted)
