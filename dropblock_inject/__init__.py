@@ -28,4 +28,4 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *import_module(".public_names", __name__).__all__})
+        return ["__version__", "errors", "presets", *import_module(".public_names", __name__).__all__]

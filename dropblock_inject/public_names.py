@@ -1,5 +1,7 @@
 """The public names of the package, in the order of the API page."""
 
+from . import errors as errors
+from . import presets as presets
 from .anatomy.stages import Stage, find_stages
 from .errors import DropBlockInjectError
 from .inference.monte_carlo import mc_dropblock

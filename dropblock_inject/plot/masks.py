@@ -109,7 +109,8 @@ def plot_feature_maps(
     draw_title(figure, title or "feature maps")
     _explain_colors(figure, f", at keep_prob {keep_prob:g} and block_size {_as_text(block_size)}")
     axes["image"].set_xlabel(
-        f"each row: one of {len(features)} channels\n{times(features.shape[1:])} pixels", fontsize=SMALL
+        f"each row: one of {len(features)} channels,\nin which DropBlock drops;\n{times(features.shape[1:])} pixels",
+        fontsize=SMALL,
     )
     return figure
 
