@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def test_training_step(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
 
 
 def test_sites(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    on_the_page = sites.MAPS
     monkeypatch.setattr(sites, "MAPS", (((2, 4, 7, 7), 0.9, 0.5),))
     calls: list[torch.Size] = []
     operator = layers.OPERATORS[layers.OURS]
@@ -90,7 +92,8 @@ def test_sites(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     picture = tmp_path / "sites.png"
     arguments = ["--networks", "cifar_resnet14", "--seconds", "0", "--device", "cpu", "--output", str(picture)]
     sites.main(arguments)
-    _, of_map, of_network = rows(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    header, of_map, of_network = rows(printed)
     assert of_map[0] == "2x4x7x7, keep_prob 0.9, block 0.5"
     assert all(float(cell.removesuffix(" µs")) > 0 for cell in of_map[1:])
     assert of_network[0].startswith("cifar_resnet14")
@@ -100,3 +103,8 @@ def test_sites(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     assert calls.count(torch.Size((2, 4, 7, 7))) == 6 * 10
     assert calls.count(torch.Size((64, 64, 8, 8))) == calls.count(torch.Size((64, 32, 16, 16))) == 6 * 6
     assert picture.stat().st_size > 1000
+    page = (Path(sites.__file__).parent / "README.md").read_text().split("## A site on a small map")[1]
+    shown = rows(page.split("The second command")[0])
+    assert shown[0] == header
+    labels = [f"{'x'.join(map(str, shape))}, keep_prob {keep}, block {block}" for shape, keep, block in on_the_page]
+    assert [re.sub(r", step.*", "", row[0]) for row in shown[1:]] == [*labels, *sites.NETWORKS]

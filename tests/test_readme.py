@@ -401,16 +401,12 @@ def test_the_ratios_of_the_costs() -> None:
         for (milliseconds, ratio), (floor, _) in zip(row, rows[0], strict=True):
             exact = float(milliseconds) / float(floor)
             assert float(ratio) == pytest.approx(exact, abs=0.005 + 0.004 * exact)  # both are rounded
-    steps = re.findall(r"^\| (\w.*) \| (.*), \d+ sites \| (\d+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
-    assert len(steps) == 8
-    plain = {network: int(milliseconds) for network, kind, milliseconds, _ in steps if kind == "none"}
-    for network, _, milliseconds, ratio in steps:
-        assert float(ratio) == pytest.approx(int(milliseconds) / plain[network], abs=0.002)
 
 
 def test_the_figures_about_other_layers() -> None:
     section = one_line(README.split("## Why not")[1].split("\n## ")[0])
     peers, costs = PAGES["examples/peers.md"], PAGES["tests/benchmarks/README.md"]
+    step = "| resnet50, step over that of 2051 ms without DropBlock | 1.005 | 1.002 | 1.011 | 1.383 | 1.433 |"
     for words, page, row in (
         (
             "keeps 0.0699 of a 7x7 map where 0.9 is",
@@ -427,8 +423,7 @@ def test_the_figures_about_other_layers() -> None:
             peers,
             "`kept(their_drop(torch.ones(2**16, 1, 14, 14), 0.5, 7))` | 0.641 |",
         ),
-        ("1.066 times as long with this package", costs, "| resnet50 | dropblock_inject, 36 sites | 1331 | 1.066 |"),
-        ("1.583 times with torchvision's", costs, "| resnet50 | torchvision's layer, 36 sites | 1976 | 1.583 |"),
+        ("1.011 times as long with this package, 1.383 times with torchvision's", costs, step),
     ):
         assert words in section
         assert row in page

@@ -1,6 +1,7 @@
 """The price of a site: small maps, where the host's time counts, and whole training steps.
 
     python tests/benchmarks/sites.py                 # 6 minutes on one core
+    python tests/benchmarks/sites.py --compile       # the networks, compiled
     python tests/benchmarks/sites.py --seconds 2     # rough figures
 
 DropBlock, torchvision's and timm's, Dropout2d and a multiplication take turns in one run. The figures are medians of
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS, help="(all)")
     parser.add_argument("--seconds", type=float, default=60, help="for each measurement (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="the networks through torch.compile; ours only")
+    parser.add_argument("--compile", action="store_true", help="the networks alone, by torch.compile; ours only")
     parser.add_argument("--output", type=Path, default=Path("sites.png"), help="picture (default: %(default)s)")
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)
@@ -152,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         print(markdown(header, [cells]).splitlines()[-1], flush=True)
 
     maps, networks = {}, {}
-    for shape, keep_prob, block_size in MAPS:
+    for shape, keep_prob, block_size in () if arguments.compile else MAPS:
         case = f"{'x'.join(map(str, shape))}, keep_prob {keep_prob}, block {block_size}"
         maps[case] = found = measure_map(shape, keep_prob, block_size, arguments.device, arguments.seconds / 10)
         print_row(case, *(f"{found[name] * 1e6:.0f} µs" for name in OPERATORS))
