@@ -108,11 +108,16 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
     adds = count_residuals(trace)
     if adds > len(units):
         products = sum(op.kind in WEIGHTED and op.kind != "convolution" for op in trace.ops)
-        kind = "a transformer or an MLP" if products >= adds else "none of the kinds of networks that the walker knows"
+        reason = (
+            "its convolutions only cut patches, embed positions or change the resolution. That is a transformer or an "
+            "MLP: use drop path (stochastic depth) for it"
+            if products >= adds
+            else "its blocks are of none of the kinds that the walker knows, such as those whose maps have several "
+            "resolutions at once"
+        )
         raise NoTrunkError(
             f"no convolutional trunk in {model}: it has {adds} residual adds, and none of them adds what "
-            "convolutions made of a feature map to that map; its convolutions only cut patches, embed positions or "
-            f"change the resolution. That is {kind}: use drop path (stochastic depth) for it"
+            f"convolutions made of a feature map to that map; {reason}"
         )
     blocks += (block for block in encoder.residual if block.units and _convolves(block))
     if not blocks:

@@ -189,7 +189,8 @@ def _coverage(trunk: Trunk, plan: InjectionPlan, ran: Ran) -> list[str]:
         if _is_in(name, blocks) and not _is_in(name, skips | named)
     ]
     known = {*blocks, *said["without_site"], *said["results"]}
-    parts = {unit.op.call.name for block in trunk.off_trunk for unit in block.units}
+    every = [*trunk.off_trunk, *(block for stage in trunk.blocks for block in stage)]
+    parts = {unit.op.call.name for block in every for unit in block.units}
     unknown = [name for name in ran.convolutions if not _is_in(name, known | parts)]
     if said["error"]:  # the plan says that what is behind that point is not listed
         order = list(ran.convolutions)
