@@ -28,5 +28,5 @@ SMALL_IMAGES: Mapping[str, Any] = MappingProxyType({**PAPER, "stages": (-2, -1),
 are the last two, whatever their numbers."""
 
 FINE_TUNING: Mapping[str, Any] = MappingProxyType({**SMALL_IMAGES, "stages": (-1,)})
-"""For a short fine-tuning of a pretrained network on few images: SMALL_IMAGES in the last stage only. It comes from the
-study in examples/study."""
+"""For a fine-tuning of a pretrained network on few images: SMALL_IMAGES in the last stage only. In the study in
+examples/study it raised the accuracy after 40 epochs. After 12 epochs no gain is shown."""
