@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lib.estimates import Runs, cell, paired, spread, standard_error
 from lib.results import read
+from lib.settings import NETWORK_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +119,8 @@ class LongResults:
                     points = {row.epochs: of[prefix + score] for row, of in rows.items() if row.setting == setting}
                     _draw(panel, points, label, color)
                 panel.set_ylabel(unit if column == 0 else "")
-            grid[0, column].set_title(str(training), fontsize=10)
+            name = NETWORK_NAMES.get(training.network, training.network)
+            grid[0, column].set_title(f"{name}, {training.images} images of {training.dataset}", fontsize=10)
             grid[-1, column].set_xlabel("epochs")
         epochs = sorted({row.epochs for rows in self.runs.values() for row in rows})
         grid[0, 0].set_xticks(epochs, [str(number) for number in epochs])

@@ -6,10 +6,10 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
-from lib.estimates import Runs, cell, paired, spread, standard_error
+from lib.estimates import Runs, cell, paired, spread
+from lib.settings import NETWORK_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ _SCORES = ("accuracy", "nll", "ece")
 FIELDS = (*KEY, *_SCORES, *(prefix + name for prefix in ("mc_", "bn_") for name in _SCORES), "seconds")
 # The setting of the table from which each setting of the sweeps differs in one thing.
 REFERENCE = "DropBlock, scheduled"
+_LOWEST = -10.0  # points in the picture
 # Pairs of rows that may differ by the random numbers only.
 SAME = (
     ("Dropout (block_size=1)", "Dropout (torch's)"),
@@ -138,19 +139,21 @@ class Results:
         return "\n".join(lines)
 
     def plot(self) -> Figure:
-        """Means with their standard errors: a row of panels for each part, a panel for each network."""
+        """Differences with their standard errors: a row of panels with one scale for each part, a panel per network."""
         from matplotlib.figure import Figure
 
         width = max(map(len, self.parts.values()))
-        figure = Figure(figsize=(4 * width + 2.6, 3.9 * len(self.parts)), layout="constrained", dpi=150)
-        grid = figure.subplots(len(self.parts), width, squeeze=False)
+        figure = Figure(figsize=(4 * width + 2.6, 3.9 * len(self.parts)), layout="constrained", dpi=110)
+        grid = figure.subplots(len(self.parts), width, squeeze=False, sharex="row")
         for row, (part, columns) in zip(grid, self.parts.items(), strict=True):
             for axis in row[len(columns) :]:
                 axis.remove()
             names = self._names(part)
+            reference = "baseline" if part == "table" else f"{REFERENCE} (as above)"
             for axis, (column, settings) in zip(row, columns.items(), strict=False):
-                _draw(axis, column, [(name, settings.get(name, {})) for name in names], part)
+                _draw(axis, column, [settings.get(name, {}) for name in names], settings.get(reference, {}))
                 axis.set_yticks(range(len(names)), names if axis is row[0] else [""] * len(names))
+                axis.set_xlabel(f"points, less {reference.removesuffix(' (as above)')!r}")
         return figure
 
     def _names(self, part: str) -> list[str]:
@@ -174,17 +177,22 @@ def _agreement(columns: Mapping[Column, Mapping[str, Runs]], ours: str, theirs: 
     return f"{ours} less {theirs}, with the standard error: {'; '.join(parts)}." if parts else ""
 
 
-def _draw(axis: Axes, column: Column, rows: list[tuple[str, Runs]], part: str) -> None:
-    for place, (name, runs) in enumerate(rows):
-        if runs:
-            color = "#d1495b" if "DropBlock" in name or part == "sweeps" else "#30638e"
-            axis.errorbar(mean(runs.values()), place, xerr=standard_error(runs), fmt="o", color=color, capsize=3)
+def _draw(axis: Axes, column: Column, rows: list[Runs], reference: Runs) -> None:
+    """The paired differences; one that is out of reach is an arrow at the edge, with its number."""
+    for place, runs in enumerate(rows):
+        difference = paired(runs, reference)
+        if difference is None:
+            continue
+        color = "#d1495b" if difference.is_shown else "#30638e"
+        if difference.value < _LOWEST:
+            axis.plot(_LOWEST, place, marker="<", color=color)
+            axis.annotate(f" {difference}", (_LOWEST, place), xytext=(6, 0), textcoords="offset points", va="center")
+        else:
+            axis.errorbar(difference.value, place, xerr=difference.error, fmt="o", color=color, capsize=3)
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    compared = next((runs for name, runs in rows if runs and (name == "baseline" or "as above" in name)), None)
-    if compared:
-        axis.axvline(mean(compared.values()), color="#888888", linewidth=0.8, linestyle="--")
-    seeds = max(len(runs) for _, runs in rows)
-    axis.set_title(f"{column.network}, {column.images} images of {column.dataset}, {seeds} seeds", fontsize=10)
-    axis.set_xlabel("test accuracy, % (mean and standard error)")
+    axis.axvline(0, color="#888888", linewidth=0.8, linestyle="--")
+    seeds = max(map(len, rows))
+    name = NETWORK_NAMES.get(column.network, column.network)
+    axis.set_title(f"{name}\n{column.images} images of {column.dataset}, {seeds} seeds", fontsize=10)
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)

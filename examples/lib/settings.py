@@ -126,6 +126,8 @@ RECIPES = {
     "lite0": Recipe(96, images=250, epochs=12, lr=0.02, batch_size=32, test_images=1000, autocast=False),
 }
 
+NETWORK_NAMES = {"plain": "plain CNN, from scratch", "resnet": "ResNet-14, from scratch", "lite0": "EfficientNet-Lite0"}
+
 
 def recipe_of(network: str, part: str) -> Recipe:
     """The recipe; the long fine-tunings are measured with twice as many images as the short ones."""

@@ -122,7 +122,8 @@ def test_tables_and_picture_of_both_parts(tmp_path: Path) -> None:
         for setting in settings:
             odd = setting.name == "Dropout (torch's)"  # its runs differ by 0, 1 and -1 from those of the same seed
             for seed, accuracy in enumerate((70.0, 71.0, 75.0) if odd else (70.0, 72.0, 74.0)):
-                write(("digits", "resnet", 40, 1, part, setting.name, seed, accuracy), tmp_path / "some.csv")
+                less = {"label smoothing": -40, "DropPath": 1}.get(setting.name, 0)
+                write(("digits", "resnet", 40, 1, part, setting.name, seed, accuracy + less), tmp_path / "some.csv")
     write(("digits", "plain", 40, 1, "table", "baseline", 0, 50.0), tmp_path / "some.csv")
     order = {"table": [setting.name for setting in TABLE], "sweeps": [setting.name for setting in SWEEPS]}
     results = Results(tmp_path / "some.csv", order)
@@ -132,9 +133,16 @@ def test_tables_and_picture_of_both_parts(tmp_path: Path) -> None:
     assert sweeps.splitlines()[2] == "| DropBlock, scheduled (as above) | 72.00 ± 2.00 |"
     assert len(sweeps.splitlines()) == 3 + len(SWEEPS)
     panels = results.plot().get_axes()
-    assert [len(panel.containers) for panel in panels] == [len(TABLE), 1, len(SWEEPS) + 1]  # points with error bars
+    low, shown = "label smoothing", "DropPath"
+    assert [len(panel.containers) for panel in panels] == [len(TABLE) - 1, 0, len(SWEEPS) + 1]  # points with error bars
     assert [label.get_text() for label in panels[0].get_yticklabels()] == [setting.name for setting in TABLE]
-    assert {float(bars[0].get_xdata()[0]) for bars in panels[0].containers} == {72.0}
+    points = {int(bars[0].get_ydata()[0]): float(bars[0].get_xdata()[0]) for bars in panels[0].containers}
+    names = [setting.name for setting in TABLE]
+    assert {names[place]: value for place, value in points.items() if value} == {shown: 1.0}
+    (arrow,) = panels[0].texts
+    assert arrow.get_text().strip() == "-40.00 ± 0.00"
+    assert arrow.xy == (-10, names.index(low))
+    assert panels[0].get_xlim() == panels[1].get_xlim()  # one scale for a row
 
 
 @pytest.mark.parametrize(
