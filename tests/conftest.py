@@ -34,10 +34,11 @@ def process_group() -> Iterator[None]:
 # Each repeats, on more networks or settings, what a test of the default run shows.
 SLOW = (
     r"tests/surgery/test_invariants\.py::.*\[(timm|torchvision):(?!resnet18\]|test_convnext\])",
-    r"tests/surgery/test_survival\.py::test_(compile|pickle_into|onnx)_.*\[(?!own:concat_net|own:conv_mixer)",
+    r"tests/surgery/test_survival\.py::test_compile_.*\[(?!own:concat_net|own:conv_mixer)",
+    r"tests/surgery/test_survival\.py::test_(pickle_into|onnx)_.*\[(?!own:conv_mixer)",
     r"tests/surgery/test_survival\.py::test_an_exported_.*\[(?!own:concat_net|own:conv_mixer).*-True\]",
     r"tests/surgery/test_survival\.py::test_inductor_",
-    r"tests/surgery/test_faults\.py::.*\[timm:resnet18\]",
+    r"tests/surgery/test_faults\.py::.*\[(own:concat_net|timm:resnet18)\]",
     r"tests/training/test_distributed\.py::test_a_killed_process_",
     r"tests/training/test_distributed\.py::test_two_ranks_.*\[fsdp\]",
     r"tests/ops/test_masks\.py::test_the_mask_is_the_same_in_every_memory_layout\[kernels-shape[12]-",
