@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DropBlockInjectError, DropBlockValueError, TraceError
 from .arguments import parser
+from .spelling import in_options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if figure is not None:
             _save(figure, arguments.output)
         if text:
-            print(text, flush=True)
+            print(text if getattr(arguments, "json", False) else in_options(text), flush=True)
         if remark:
             print(remark, file=sys.stderr)
     except BrokenPipeError:  # `| head` has read enough
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DropBlockInjectError, OSError) as error:
         limit = ". This command can only set the size of an image, with --image-size"
         advice = limit if isinstance(error, TraceError) else ""
-        print(f"dropblock-inject: error: {error}{advice}", file=sys.stderr)
+        print(f"dropblock-inject: error: {in_options(str(error))}{advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("dropblock-inject: interrupted", file=sys.stderr)

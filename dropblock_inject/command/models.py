@@ -112,6 +112,12 @@ def source_of(name: str) -> tuple[str, str]:
     return source, f"{bare} of {library}" + "".join(f"; {one} has one too: {one}:{bare}" for one in others)
 
 
+def title_of(source: str) -> str:
+    """The name of the model for a picture, with the library or the file that it is from."""
+    origin, _, name = source.rpartition(":")
+    return f"{name} ({Path(origin).name})"
+
+
 def _names(library: str) -> list[str]:
     with in_one_line(f"import {library}"):
         module = import_module(library)

@@ -21,7 +21,7 @@ class SubcommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, *, family: dict[str, SubcommandParser], **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(allow_abbrev=False, **settings)
         self.family = family
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -40,9 +40,8 @@ class SubcommandParser(argparse.ArgumentParser):
                 self.error(f"no option {name}{self._advice_on(name)}")
 
     def has_option(self, name: str) -> bool:
-        """Whether it is an option, the beginning of a long one, or a short one and its value in one word."""
-        options = self._option_string_actions
-        return name[:2] in options or (name[:2] == "--" and any(option.startswith(name) for option in options))
+        """Whether it is an option, or a short one and its value in one word."""
+        return name in self._option_string_actions or name[:2] in self._option_string_actions
 
     def _advice_on(self, name: str) -> str:
         others = [command for command, parser in self.family.items() if name in parser._option_string_actions]

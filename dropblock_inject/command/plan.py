@@ -13,7 +13,7 @@ from ..placement.plan import InjectionPlan
 from ..placement.plan_summary import summarize
 from ..plot import plot_plan
 from .arguments import options_of
-from .models import build_without_data, example_of, source_of
+from .models import build_without_data, example_of, source_of, title_of
 
 
 def run(arguments: Namespace) -> tuple[str, Any, str]:
@@ -26,7 +26,7 @@ def run(arguments: Namespace) -> tuple[str, Any, str]:
         text = json.dumps({"source": source, **data}, indent=2)
     else:
         text = plan.summary() if arguments.summary else str(plan)
-    return text, plot_plan(plan, example, name=source.rpartition(":")[2]) if arguments.output else None, remark
+    return text, plot_plan(plan, example, name=title_of(source)) if arguments.output else None, remark
 
 
 def _summary(plan: InjectionPlan) -> dict[str, Any]:

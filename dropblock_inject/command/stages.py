@@ -12,7 +12,7 @@ from ..anatomy.stages import Stage, find_trunk
 from ..errors import DropBlockValueError
 from ..plot import plot_stages
 from ..surgery.text_table import text_table
-from .models import build_without_data, example_of, source_of
+from .models import build_without_data, example_of, source_of, title_of
 
 
 def run(arguments: Namespace) -> tuple[str, Any, str]:
@@ -28,7 +28,7 @@ def run(arguments: Namespace) -> tuple[str, Any, str]:
         text = json.dumps({**about, "stages": [asdict(stage) for stage in trunk.stages]}, indent=2)
     if not arguments.output:
         return text, None, remark
-    return text, plot_stages(model, example, arguments.block, name=source.rpartition(":")[2]), remark
+    return text, plot_stages(model, example, arguments.block, name=title_of(source)), remark
 
 
 def _table(stages: Sequence[Stage]) -> str:

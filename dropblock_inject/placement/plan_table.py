@@ -79,10 +79,15 @@ def render(model: str, sites: Sequence[Site], trace: TraceSummary, layers: Seque
 
 def heading(model: str, sites: Sequence[Site], trace: TraceSummary, layers: Sequence[str]) -> str:
     """The line above a table."""
-    blocks = len({site.block for site in sites})
     kinds = " and ".join(sorted(set(layers) or {"DropBlock"}))
-    pixels = size_text(trace.image_size)
-    return f"{kinds} in {model}: {len(sites)} sites in {blocks} blocks; maps for an input of {pixels} pixels"
+    return f"{kinds} in {model}: {totals(sites, trace.image_size)}"
+
+
+def totals(sites: Sequence[Site], image_size: tuple[int, ...]) -> str:
+    """How many sites there are in how many blocks, and the size of the image that the sizes of the maps are for."""
+    blocks = len({site.block for site in sites})
+    counts = f"{len(sites)} site{'s' * (len(sites) != 1)} in {blocks} block{'s' * (blocks != 1)}"
+    return f"{counts}; maps for an input of {size_text(image_size)} pixels"
 
 
 def notes(sites: Sequence[Site], trace: TraceSummary, layers: Sequence[str]) -> list[str]:

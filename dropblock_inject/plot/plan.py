@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..anatomy.stages import find_stages
 from ..placement.plan import InjectionPlan
+from ..placement.plan_table import totals
 from ..surgery.site import Site
 from .canvas import COLORS, GREY, LARGE, LINE, MEDIUM, PAGE_WIDTH, SMALL, name_of, sheet, times
 
@@ -45,12 +46,9 @@ def plot_plan(plan: InjectionPlan, example_input: Any = None, name: str | None =
     lines = (len(sites) + bool(covering) + has_blocks + 2) // 2  # of the legend, which has two columns
     bottom = _TOP + sum(heights) + 0.1 + 0.1 * lines  # the middle of the legend
     figure, axis = sheet(PAGE_WIDTH, bottom + 0.15 + 0.1 * lines)
-    blocks = len({site.block for site in plan})
     title = f"{' and '.join(layers) or 'DropBlock'} in {name or name_of(plan.model)}"
     axis.text(0.15, 0.24, title, fontsize=LARGE, va="center", weight="bold")
-    size = times(facts["image_size"])
-    summary = f"{len(plan)} sites in {blocks} blocks; maps for an input of {size} pixels"
-    axis.text(0.15, 0.47, summary, fontsize=SMALL, va="center", color=GREY)
+    axis.text(0.15, 0.47, totals(list(plan), facts["image_size"]), fontsize=SMALL, va="center", color=GREY)
     top = _TOP
     for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
         _draw_row(axis, row, top, height, has_blocks)

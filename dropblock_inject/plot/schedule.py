@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plot_schedule(schedule: KeepProbSchedule) -> Figure:
-    """keep_prob over the steps of a schedule, a curve for each stage; a dot marks the present step.
+    """keep_prob over the steps of a schedule, a curve for each stage; a dot marks the present step, if it is not 0.
 
     Raises:
         PlotError: matplotlib is not installed.
@@ -43,16 +43,19 @@ def plot_schedule(schedule: KeepProbSchedule) -> Figure:
         color = colors.get(curve, stage_color(number, len(curves)))
         values = [schedule.value_at(step, end) for step in steps]
         axis.plot(steps, values, color=color, linewidth=2, label=f"{curve}, to {end:g}")
-        value = schedule.value_at(schedule.last_step, end)
-        axis.plot(schedule.last_step, value, "o", color=color, clip_on=False, zorder=3)
+        if schedule.last_step:
+            value = schedule.value_at(schedule.last_step, end)
+            axis.plot(schedule.last_step, value, "o", color=color, clip_on=False, zorder=3)
     axis.set_xlabel("optimizer step", fontsize=MEDIUM)
     axis.set_ylabel("keep_prob", fontsize=MEDIUM)
     axis.tick_params(labelsize=SMALL)
     axis.set_xlim(0, schedule.total_steps)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)
-    now = Line2D([], [], marker="o", linestyle="none", color=GREY, label=f"now: step {schedule.last_step}")
-    handles = [*axis.get_legend_handles_labels()[0], now]
+    handles = axis.get_legend_handles_labels()[0]
+    if schedule.last_step:
+        now = f"now: step {schedule.last_step}"
+        handles.append(Line2D([], [], marker="o", linestyle="none", color=GREY, label=now))
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=SMALL)
     mode = schedule.mode if isinstance(schedule.mode, str) else getattr(schedule.mode, "__name__", "own")
     draw_title(figure, f"{mode} schedule over {schedule.total_steps} steps")

@@ -47,7 +47,21 @@ def test_stages(capsys):
 
 @pytest.mark.parametrize("name", ["resnet18", "timm:resnet18", "timm:resnet18.a1_in1k"])
 def test_plan_is_the_table_of_the_plan(capsys, name):
-    assert run(capsys, "plan", name) == f"{plan_dropblock(timm.create_model('resnet18'))}\n"
+    table = str(plan_dropblock(timm.create_model("resnet18")))
+    assert run(capsys, "plan", name) == table.replace("block_size=0.5", "--block-size 0.5") + "\n"
+    assert "--block-size 0.5" not in table
+
+
+def test_a_plan_of_one_site(capsys):
+    words = ("plan", "torchvision:resnet18", "--include", "layer4.1.conv2", "--where", "branch")
+    first, *_ = run(capsys, *words).splitlines()
+    assert first == "DropBlock in ResNet: 1 site in 1 block; maps for an input of 224x224 pixels"
+
+
+def test_hints_name_the_options_of_the_command(capsys):
+    printed = run(capsys, "plan", "torchvision:deeplabv3_resnet50")
+    assert "(--stages all reaches them)" in printed
+    assert "=" not in printed
 
 
 def test_every_option_of_plan(capsys):
@@ -173,15 +187,15 @@ def test_random_weights_are_said_to_be(capsys, tmp_path, photograph, figures):
     assert "its weights are random" in run(
         capsys, "show", photograph, "--model", "test_resnet", "-o", tmp_path / "show.png"
     )
-    assert figures[0].get_suptitle().endswith("of test_resnet, random weights")
+    assert figures[0].get_suptitle().endswith("of test_resnet (timm), random weights")
 
 
 def test_the_pictures_name_the_model(capsys, tmp_path, figures):
     run(capsys, "plan", "torchvision:resnet18", "-o", tmp_path / "plan.png")
     run(capsys, "stages", "torchvision:resnet18", "-o", tmp_path / "stages.png")
     plan, stages = figures
-    assert plan.axes[0].texts[0].get_text() == "DropBlock in resnet18"
-    assert stages.axes[1].get_title(loc="left") == "stages of resnet18"
+    assert plan.axes[0].texts[0].get_text() == "DropBlock in resnet18 (torchvision)"
+    assert stages.axes[1].get_title(loc="left") == "stages of resnet18 (torchvision)"
 
 
 def test_show_with_weights_of_a_file(capsys, tmp_path, photograph, figures):
@@ -268,7 +282,12 @@ MISTAKES = [
         ["plan", "resnet18", "--image-size", "32"],
         "last two, 2 and 3; .*larger",
     ),
-    (["plan", "resnet18", "--include", "lair"], "closest: layer"),
+    (["plan", "resnet18", "--include", "lair"], "--include 'lair' matches none .*closest: layer"),
+    (["plan", "resnet18", "--stages", "3", "--include", "layer4*"], "--stages all reaches what it matches outside"),
+    (
+        ["plan", "resnet18", "--include", "*", "--exclude", "*"],
+        r"--include '\*' and --exclude '\*' together leave none",
+    ),
     (
         ["stages", "resnet18", "--block", "layer1.0"],
         "--block chooses the block that the picture shows; give -o FILE.png too",

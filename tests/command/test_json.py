@@ -61,7 +61,7 @@ def test_a_summary_counts_the_sites_of_the_plan(capsys):
         [str(row[key]) for key in ("stage", "blocks", "sites")] for row in found["stages"]
     ]
     assert table[-1] == ["all", *map(str, (total["blocks"], total["sites"], *total["by_kind"].values()))]
-    assert lines[-2:] == str(plan).splitlines()[-2:]  # the notes below both tables
+    assert lines[-2:] == run(capsys, *words[:-1]).splitlines()[-2:]  # the notes below both tables
 
 
 def test_a_summary_in_lines(capsys):
@@ -73,7 +73,7 @@ def test_a_summary_in_lines(capsys):
         "    4       3     12       9     3    14x14, 7x7   7x7*        0.9\n"
         "  all       9     36      27     9\n\n"
         "* 11 of 36 sites drop whole channels, as Dropout2d does, because the block is as large as the map\n"
-        "  (block_size=0.5 makes it half of each map)\n"
+        "  (--block-size 0.5 makes it half of each map)\n"
     )
 
 

@@ -48,6 +48,7 @@ MISSPELT = [
     ("plan x --keepprob 0.9", PLAN + "no option --keepprob; did you mean --keep-prob"),
     ("plan x --keep_prob=0.9", PLAN + "no option --keep_prob; did you mean --keep-prob"),
     ("plan --keepprob 0.9", PLAN + "no option --keepprob; did you mean --keep-prob"),  # and MODEL is missing
+    ("plan x --stage 3", PLAN + r"no option --stage; did you mean --stages\?"),
     ("plan x -stages 3", PLAN + "no option -stages; did you mean --stages"),
     ("plan x --JSON", PLAN + "no option --JSON; did you mean --json"),
     ("plan x --qqq", PLAN + "no option --qqq; dropblock-inject plan --help lists the options"),
@@ -72,7 +73,7 @@ def test_a_misspelt_word_gets_the_right_one_and_the_usage_of_its_command(capsys,
     assert re.fullmatch(message + ".*\n", refusal(capsys, words.split()), re.S)
 
 
-@pytest.mark.parametrize("words", ["plan x -o=a.png", "plan x -oa.png", "plan x --outp a.png", "plan x --stages -2 -1"])
+@pytest.mark.parametrize("words", ["plan x -o=a.png", "plan x -oa.png", "plan x --stages -2 -1"])
 def test_other_forms_of_an_option_are_understood(words):
     parsed = arguments.parser().parse_args(words.split())
     assert parsed.stages == [-2, -1] if "-1" in words else parsed.output.name == "a.png"

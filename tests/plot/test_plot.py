@@ -152,6 +152,7 @@ def test_schedule(mode):
     net = CifarResNet(1)
     inject_dropblock(net, (-2, -1), block_size=3, example_input=EXAMPLE)
     schedule = KeepProbSchedule(net, 400, mode=mode, warmup_steps=50)
+    assert not any(line.get_marker() == "o" for line in plot_schedule(schedule).get_axes()[0].lines)
     schedule.step(200)
     figure = plot_schedule(schedule)
     assert_readable(figure)
