@@ -22,20 +22,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from lib.command_line import add_options, check_device, errors_in_a_sentence, make_parser, whole_number
+from lib.command_line import add_options, check_device, errors_in_a_sentence, make_parser
 from lib.data import load_data
 from lib.long_results import LongResults
 from lib.pool import run_all
 from lib.results import KEY, REFERENCE, Results, read, row_of, write
-from lib.settings import PARTS, RECIPES, Recipe, Setting, applies, recipe_of
+from lib.settings import PARTS, Recipe, Setting, applies, recipe_of
+from lib.study import add_study_options, run_or_report
 from lib.trials import run_once
-
-NAMES = {setting.name: None for settings in PARTS.values() for setting in settings}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -95,23 +93,8 @@ def report(path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
     add_options(parser, "root", "download", "data_dir", dataset="fashion-mnist", device="cpu")
-    add, count = parser.add_argument, whole_number(1)
-    add("--max-samples", type=count, metavar="N", help="at most N training images, of each class alike (by recipe)")
-    add("--epochs", type=count, nargs="+", metavar="N", help="passes over the training images (by recipe and setting)")
-    add("--networks", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="NAME", help=f"({' '.join(RECIPES)})")
-    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, metavar="NAME", help=f"({' '.join(PARTS)})")
-    add("--settings", nargs="+", choices=NAMES, metavar="NAME", help="only these rows of the tables (all)")
-    add("--seeds", type=count, default=5, metavar="N", help="runs of each setting (%(default)s)")
-    add("--jobs", type=count, default=os.cpu_count(), metavar="N", help="runs at a time (%(default)s)")
-    add("--output", type=Path, default=Path("runs/regularizers.csv"), metavar="FILE", help="(%(default)s)")
-    add("--report", action="store_true", help="train nothing; print the tables and draw the picture of the runs so far")
-    args = parser.parse_args(argv)
-    try:
-        if not args.report:
-            run(args)
-    except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; the same command goes on") from None
-    report(args.output)
+    add_study_options(parser, PARTS, "runs/regularizers.csv", several_epochs=True)
+    run_or_report(parser.parse_args(argv), run, report)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from dropblock_inject import mc_predict
-from lib.command_line import add_options, check_device, errors_in_a_sentence, make_parser, whole_number
+from lib.command_line import add_options, check_device, errors_in_a_sentence, make_parser
 from lib.data import load_data
 from lib.doubts import (
     DROPPED,
@@ -45,6 +44,7 @@ from lib.doubts_results import FIELDS, KEY, OTHERS, DoubtsResults, write
 from lib.pool import run_all
 from lib.results import read
 from lib.settings import DOUBTS, DOUBTS_SWEEP, RECIPES, Recipe, Setting
+from lib.study import add_study_options, run_or_report
 from lib.trials import Images, Source, load, scores, train
 
 ONCE, PASSES = "one pass", (3, 10)
@@ -167,23 +167,8 @@ def report(path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
     add_options(parser, "root", "download", dataset="fashion-mnist", device="cpu")
-    add, count = parser.add_argument, whole_number(1)
-    add("--max-samples", type=count, metavar="N", help="at most N training images, of each class alike (by recipe)")
-    add("--epochs", type=count, metavar="N", help="passes over the training images (by recipe; 40 for lite0)")
-    add("--networks", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="NAME", help=f"({' '.join(RECIPES)})")
-    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, metavar="NAME", help=f"({' '.join(PARTS)})")
-    add("--settings", nargs="+", choices=NAMES, metavar="NAME", help="only these (all)")
-    add("--seeds", type=count, default=5, metavar="N", help="runs of each setting (%(default)s)")
-    add("--jobs", type=count, default=os.cpu_count(), metavar="N", help="runs at a time (%(default)s)")
-    add("--output", type=Path, default=Path("runs/uncertainty.csv"), metavar="FILE", help="(%(default)s)")
-    add("--report", action="store_true", help="train nothing; print the tables and draw the picture of the runs so far")
-    args = parser.parse_args(argv)
-    try:
-        if not args.report:
-            run(args)
-    except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; the same command goes on") from None
-    report(args.output)
+    add_study_options(parser, PARTS, "runs/uncertainty.csv")
+    run_or_report(parser.parse_args(argv), run, report)
 
 
 if __name__ == "__main__":
