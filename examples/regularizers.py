@@ -31,7 +31,7 @@ from lib.data import load_data
 from lib.long_results import LongResults
 from lib.pool import run_all
 from lib.results import KEY, REFERENCE, Results, read, row_of, write
-from lib.settings import PARTS, Recipe, Setting, applies, recipe_of
+from lib.settings import PARTS, RECIPES, Recipe, Setting, applies, recipe_of
 from lib.study import add_study_options, run_or_report
 from lib.trials import run_once
 
@@ -93,7 +93,7 @@ def report(path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
     add_options(parser, "root", "download", "data_dir", dataset="fashion-mnist", device="cpu")
-    add_study_options(parser, PARTS, "runs/regularizers.csv", several_epochs=True)
+    add_study_options(parser, list(RECIPES), PARTS, "runs/regularizers.csv", several_epochs=True)
     run_or_report(parser.parse_args(argv), run, report)
 
 

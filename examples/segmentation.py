@@ -29,7 +29,7 @@ from dropblock_inject import KeepProbSchedule, inject_dropblock, mc_predict
 from dropblock_inject.plot import plot_uncertainty
 from lib.command_line import add_options, errors_in_a_sentence, make_parser, parse_arguments
 from lib.data import at_most, open_parts
-from lib.models import imagenet_lite0, lite0_features
+from lib.models import imagenet_lite, lite0_features
 from lib.scenes import CLASSES, Scenes
 from lib.training import Training, finite
 
@@ -78,7 +78,7 @@ class UNet(nn.Module):
             raise SystemExit("error: --model unet needs pip install segmentation-models-pytorch") from None
         net = Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=classes)
         own = net.encoder.model.state_dict()
-        net.encoder.model.load_state_dict({k: v for k, v in imagenet_lite0().state_dict().items() if k in own})
+        net.encoder.model.load_state_dict({k: v for k, v in imagenet_lite(0).state_dict().items() if k in own})
         self.encoder, self.decoder, self.head = net.encoder, net.decoder, net.segmentation_head
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

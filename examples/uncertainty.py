@@ -167,7 +167,7 @@ def report(path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__file__, __doc__)
     add_options(parser, "root", "download", dataset="fashion-mnist", device="cpu")
-    add_study_options(parser, PARTS, "runs/uncertainty.csv")
+    add_study_options(parser, ["plain", "resnet", "lite0"], PARTS, "runs/uncertainty.csv")
     run_or_report(parser.parse_args(argv), run, report)
 
 

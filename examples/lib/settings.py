@@ -125,8 +125,14 @@ RECIPES = {
     # Depthwise convolutions are slower in bfloat16 on a CPU.
     "lite0": Recipe(96, images=250, epochs=12, lr=0.02, batch_size=32, test_images=1000, autocast=False),
 }
+RECIPES["lite1"] = RECIPES["lite0"]
 
-NETWORK_NAMES = {"plain": "plain CNN, from scratch", "resnet": "ResNet-14, from scratch", "lite0": "EfficientNet-Lite0"}
+NETWORK_NAMES = {
+    "plain": "plain CNN, from scratch",
+    "resnet": "ResNet-14, from scratch",
+    "lite0": "EfficientNet-Lite0",
+    "lite1": "EfficientNet-Lite1",
+}
 
 
 def recipe_of(network: str, part: str) -> Recipe:
@@ -135,7 +141,11 @@ def recipe_of(network: str, part: str) -> Recipe:
 
 
 def applies(network: str, part: str, setting: Setting) -> bool:
-    """False for a fine-tuning of a network without pretrained weights, and for DropPath in one without shortcuts."""
-    if part == "long":
-        return network == "lite0"
+    """Whether a network is trained with a setting.
+
+    The long fine-tunings are those of pretrained networks, and Lite1 has these alone. A network without shortcuts has
+    no branches and no DropPath.
+    """
+    if part == "long" or network == "lite1":
+        return part == "long" and network.startswith("lite")
     return network != "plain" or not (setting.drop_path or setting.where == "branch")

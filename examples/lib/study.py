@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lib.command_line import whole_number
-from lib.settings import RECIPES, Setting
+from lib.settings import Setting
 
 
 def add_study_options(
-    parser: argparse.ArgumentParser, parts: Mapping[str, Iterable[Setting]], output: str, several_epochs: bool = False
+    parser: argparse.ArgumentParser,
+    networks: Sequence[str],
+    parts: Mapping[str, Iterable[Setting]],
+    output: str,
+    several_epochs: bool = False,
 ) -> None:
     """Adds the options that choose the runs.
 
     Args:
         parser: that of the script.
+        networks: their names.
         parts: the settings of each part of the study.
         output: the CSV file, if no other is given.
         several_epochs: whether --epochs takes several numbers.
@@ -28,7 +33,7 @@ def add_study_options(
     add("--max-samples", type=count, metavar="N", help="at most N training images, of each class alike (by recipe)")
     several: dict[str, Any] = {"nargs": "+"} if several_epochs else {}
     add("--epochs", type=count, metavar="N", help="passes over the training images (by recipe and setting)", **several)
-    add("--networks", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="NAME", help=f"({' '.join(RECIPES)})")
+    add("--networks", nargs="+", default=networks, choices=networks, metavar="NAME", help=f"({' '.join(networks)})")
     add("--parts", nargs="+", default=list(parts), choices=parts, metavar="NAME", help=f"({' '.join(parts)})")
     add("--settings", nargs="+", choices=names, metavar="NAME", help="only these rows of the tables (all)")
     add("--seeds", type=count, default=5, metavar="N", help="runs of each setting (%(default)s)")

@@ -16,7 +16,7 @@ from torchvision.ops import StochasticDepth
 
 from dropblock_inject import KeepProbSchedule, dropblock_disabled, inject_dropblock, mc_predict
 from lib.data import load_data
-from lib.models import imagenet_lite0
+from lib.models import imagenet_lite
 from lib.settings import Recipe, Setting
 from lib.small_networks import PlainConvNet, ResNet14
 
@@ -53,7 +53,7 @@ def make_network(name: str, classes: int, setting: Setting) -> nn.Module:
         return PlainConvNet(classes)
     if name == "resnet":
         return ResNet14(classes, setting.drop_path)
-    net: Any = imagenet_lite0()
+    net: Any = imagenet_lite(int(name.removeprefix("lite")))
     net.reset_classifier(classes)
     residual = [module for module in net.modules() if hasattr(module, "drop_path")]
     for number, block in enumerate(residual):

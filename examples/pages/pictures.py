@@ -32,7 +32,7 @@ def efficientnet_lite0() -> nn.Module:
     """The network of the photograph's feature maps, with its ImageNet weights."""
     from lib import models
 
-    return models.imagenet_lite0()
+    return models.imagenet_lite(0)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -399,3 +399,7 @@ def test_images_are_upright(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     image.save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(np.asarray(open_image(str(tmp_path / "turned.png")))[..., 0], upright)
+
+
+def test_the_weights_of_the_other_pretrained_network_are_real() -> None:
+    assert "cat" in models.describe_photograph(models.imagenet_lite(1))

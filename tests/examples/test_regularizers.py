@@ -318,5 +318,10 @@ def test_a_report_of_long_fine_tunings(tmp_path: Path) -> None:
     lengths = [top - bottom for (_, bottom), (_, top) in bars.get_segments()]
     assert lengths == pytest.approx([2 * 2, 2 * 2])  # one standard error to both sides
     assert [label.get_text() for label in panels[-1].get_xticklabels()] == ["12", "40", "80"]
+    key = ("fashion-mnist", "lite1", "250", "40", "long", "none", "0")
+    write(row_of(key, Outcome(once, None, anew, 1)), tmp_path / "long.csv")
+    with_another = LongResults(tmp_path / "long.csv", [])
+    assert len(with_another.runs) == 2
+    assert len(with_another.plot().get_axes()) == 3  # a single number of epochs makes no curve
     regularizers.main(["--report", "--output", str(tmp_path / "long.csv")])
     assert (tmp_path / "long-epochs.png").stat().st_size > 10_000
