@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("dropblock", reason="the benchmarks compare with it: pip install -e '.[benchmark]'")
 
 import layers
+import monte_carlo
 import operators
 import scaling
 import sites
@@ -108,3 +109,34 @@ def test_sites(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     assert shown[0] == header
     labels = [f"{'x'.join(map(str, shape))}, keep_prob {keep}, block {block}" for shape, keep, block in on_the_page]
     assert [re.sub(r", step.*", "", row[0]) for row in shown[1:]] == [*labels, *sites.NETWORKS]
+
+
+def test_monte_carlo(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    calls = {"forward": 0, "mc_predict": 0}
+    mc_predict, get_model, inject = monte_carlo.mc_predict, monte_carlo.get_model, monte_carlo.inject_dropblock
+
+    def counted_predict(*args, **options):
+        calls["mc_predict"] += 1
+        return mc_predict(*args, **options)
+
+    def counted_model(name: str) -> torch.nn.Module:
+        model = get_model(name)
+        model.conv1.register_forward_hook(lambda *_: calls.update(forward=calls["forward"] + 1))
+        return model
+
+    def inject_and_count(*args) -> None:
+        inject(*args)
+        calls["forward"] = 0  # the plan runs the model too
+
+    monkeypatch.setattr(monte_carlo, "inject_dropblock", inject_and_count)
+    monkeypatch.setattr(monte_carlo, "mc_predict", counted_predict)
+    monkeypatch.setattr(monte_carlo, "get_model", counted_model)
+    monkeypatch.setattr(monte_carlo, "STAGES", ((4,),))
+    options = ["--model", "resnet18", "--batch", "1", "--samples", "3", "--seconds", "0", "--device", "cpu"]
+    monte_carlo.main(options)
+    header, row = rows(capsys.readouterr().out)
+    assert header[0] == "DropBlock in stages"
+    assert row[0] == "4"
+    assert calls["mc_predict"] == 6  # a warm-up and five timed runs
+    # A plain pass, mc_predict, which runs the beginning once, and the loop. Two traces find where the beginning ends.
+    assert calls["forward"] == 6 * (1 + 1 + 3) + 2
