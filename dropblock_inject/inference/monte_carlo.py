@@ -30,8 +30,9 @@ def mc_dropblock(model: nn.Module, *, keep_prob: float | None = None, rescale: R
     as it was before. A :class:`KeepProbSchedule` that steps within sets its own value at once, which stays afterwards.
 
     The network must have been trained with DropBlock. One that was not collapses when parts of its maps are missing
-    (figure 5 of the paper, arXiv 1810.12890), and its passes say nothing. A checkpoint of weights does not tell:
-    the state of :class:`dropblock_inject.KeepProbSchedule` has the keep_prob that the training had reached.
+    (figure 5 of the paper, arXiv 1810.12890), and its passes say nothing. A checkpoint of weights does not tell.
+    The state of :class:`dropblock_inject.KeepProbSchedule` does: load it, and each site has the keep_prob that the
+    training had reached.
 
     Args:
         model: a model with injected DropBlocks, or with DropBlock layers of its own.

@@ -18,7 +18,7 @@ class Prediction:
 
     Attributes:
         mean: mean of the probabilities, (N, C, ...).
-        std: their standard deviation over the passes, (N, C, ...); zeros for a single pass.
+        std: their standard deviation over the passes, divided by samples - 1, (N, C, ...); zeros for a single pass.
         entropy: the entropy of the mean in nats, (N, ...): all of the uncertainty. With ``activation="sigmoid"`` each
             class has its own, (N, C, ...); with None it is None.
         mutual_information: `entropy` less the mean entropy of the passes, in nats, in the same shape: the share of the
@@ -31,6 +31,11 @@ class Prediction:
     entropy: Tensor | None
     mutual_information: Tensor | None
     samples: Tensor | None
+
+    def __repr__(self) -> str:
+        shapes = {field.name: getattr(self, field.name) for field in fields(self)}
+        texts = [f"{name} {tuple(value.shape)}" for name, value in shapes.items() if value is not None]
+        return f"<Prediction: {', '.join(texts)}>"
 
     @staticmethod
     def cat(parts: list[Prediction]) -> Prediction:

@@ -35,7 +35,8 @@ class DropBlockCallback(Callback):
     With ``Trainer(logger=...)`` the keep_prob of each stage is logged as ``keep_prob/stage4`` and so on.
 
     Args:
-        stages: as in :func:`dropblock_inject.inject_dropblock`; None: the module is injected by its own code.
+        stages: as in :func:`dropblock_inject.inject_dropblock`. None without further options: the module is injected by
+            its own code. None with options, such as `include`, reaches every block.
         submodule: dotted name of the network within the module. The default is the whole module; in a module without a
             ``forward`` of its own it is the submodule that convolves, if there is only one.
         schedule: arguments of :class:`dropblock_inject.KeepProbSchedule`, such as ``{"mode": "cosine"}``; the default

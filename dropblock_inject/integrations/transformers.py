@@ -21,7 +21,8 @@ class DropBlockCallback(TrainerCallback):
     :func:`dropblock_inject.check_dropblock` runs when a checkpoint is saved and when a training begins or continues.
 
     Args:
-        stages: as in :func:`dropblock_inject.inject_dropblock`; None: the model is injected already.
+        stages: as in :func:`dropblock_inject.inject_dropblock`. None without further options: the model is injected
+            already. None with options, such as `include`, reaches every block.
         schedule: arguments of :class:`dropblock_inject.KeepProbSchedule`, such as ``{"mode": "cosine"}``; the default
             of `total_steps` is the Trainer's ``state.max_steps``.
         verify: watch the first training steps; a DropBlock that drops nothing is an error.

@@ -191,8 +191,9 @@ def inject_dropblock(*args: Any, **kwargs: Any) -> InjectionReport:
 def remove_dropblock(model: nn.Module) -> int:
     """Takes every injected DropBlock out again and restores the model exactly; returns how many there were.
 
-    Does nothing to a model without any. Works on a copy and on an unpickled model as on the original. DropBlock layers
-    that are part of the model's own code stay.
+    Does nothing to a model without any. Works on a copy and on an unpickled model as on the original. With a part of
+    the model, such as ``model.layer3``, it takes out what is in there. DropBlock layers that are part of the model's
+    own code stay.
 
     Raises:
         DropBlockTypeError: `model` is not a module.

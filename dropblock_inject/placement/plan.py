@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 from torch import nn
 
 from ..errors import AlreadyInjectedError, CompiledModelError, DropBlockTypeError, DropBlockValueError
+from ..surgery.keep_prob import keep_prob_of
 from ..surgery.liveness import injected
 from ..surgery.site import Site
 from ..surgery.splice import splice
@@ -82,11 +85,13 @@ class InjectionPlan(_Sites):
         trace: TraceSummary,
         make: MakeLayer,
     ) -> None:
-        sites = tuple(sites)
+        self._asked = tuple(sites)
         self._make = make
-        self._made: list[nn.Module] | None = make_layers(sites, make)
-        check_not_injected(sites, self._made)
-        super().__init__(model, sites, trace, [type(layer).__name__ for layer in self._made])
+        layers = make_layers(self._asked, make)
+        self._made: list[nn.Module] | None = layers
+        sites = [_as_made(site, layer) for site, layer in zip(self._asked, layers, strict=True)]
+        check_not_injected(sites, layers)
+        super().__init__(model, sites, trace, [type(layer).__name__ for layer in layers])
         modules = _modules(model)
         self._modules = {name: modules.get(name) for site in self for name in site.splice.modules}
 
@@ -104,7 +109,7 @@ class InjectionPlan(_Sites):
                 raise DropBlockValueError(
                     f"{name or 'the model'} is not the module it was when this plan was made; plan again"
                 )
-        layers = self._made or make_layers(self, self._make)
+        layers = self._made or make_layers(self._asked, self._make)
         check_not_injected(self, layers)
         self._made = None
         # Nothing but the splicing may fail once it has begun: it takes back what it did.
@@ -112,6 +117,14 @@ class InjectionPlan(_Sites):
         logger.info("putting %d layers into %s", len(self), type(self.model).__name__)
         splice(self.model, self._sites, layers)
         return report
+
+
+def _as_made(site: Site, layer: nn.Module) -> Site:
+    """The site with the keep_prob of the layer that was made for it, which may be another than was asked for."""
+    keep_prob = keep_prob_of(layer)
+    if keep_prob is None or math.isclose(keep_prob, site.keep_prob, abs_tol=1e-9):
+        return site
+    return replace(site, keep_prob=keep_prob)
 
 
 def check_model(model: nn.Module) -> None:
@@ -123,7 +136,8 @@ def check_model(model: nn.Module) -> None:
     if already:
         raise AlreadyInjectedError(
             f"{name} has {len(already)} injected DropBlocks already (the first is {already[0].name}); call "
-            "remove_dropblock(model) before injecting anew, or set keep_prob on the sites"
+            "remove_dropblock(model) before injecting anew. To change keep_prob alone, set it on the layer of each "
+            f"site, here model.get_submodule({already[0].name!r}).keep_prob"
         )
     for module in model.modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:

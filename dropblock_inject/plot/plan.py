@@ -117,7 +117,7 @@ def _rows(plan: InjectionPlan, example_input: Any) -> list[_Row]:
     stages = [
         _Row(
             f"stage {stage.index}",
-            f"{stage.channels} x {times(stage.map_size)}",
+            f"puts out {stage.channels} x {times(stage.map_size)}",
             [by_block.get(block.name, []) for block in stage.blocks],
             in_trunk=True,
         )

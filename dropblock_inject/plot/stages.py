@@ -50,7 +50,8 @@ def plot_stages(
     if detail is not None:
         draw_block(page, detail, _LEVELS)
         for where in detail.kinds:
-            page.plot([], [], "D", markersize=6, color=COLORS[where], label=f"a site of where={where!r}")
+            default = " (default)" if where in ("branch", "skip") else ""
+            page.plot([], [], "D", markersize=6, color=COLORS[where], label=f"site, where={where!r}{default}")
         options: dict[str, Any] = {
             "ncols": 4,
             "frameon": False,
@@ -108,7 +109,7 @@ def _draw_levels(axis: Axes, trunk: Trunk, name: str) -> None:
             axis.plot([], [], marker, color="white", markeredgecolor=GREY, label=label)
     for label, color in (*PART_COLORS.items(), ("without a site", OUTSIDE)):
         if color in colors.values():
-            axis.plot([], [], "o", color=color, markeredgecolor=GREY, markeredgewidth=0.4, label=label)
+            axis.plot([], [], "s", color=color, markeredgecolor=GREY, markeredgewidth=0.4, label=label)
     axis.set_ylim(max(heights) + 0.6, min(heights) - 1.1)
     ticks = range(round(max(heights)) + 1)
     axis.set_yticks(list(ticks), [f"/{2**tick}" for tick in ticks])

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import DropBlockWarning
 from ..ops.layer import DropBlock, leaf_call
 from .keep_prob import keep_prob_of
 from .site import Site
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Injection:
     """What the sites of one injection have in common.
 
     Attributes:
         key: random text that tells it from other injections.
-        sites: names of all its sites, by which a missing one is noticed.
+        sites: names of its sites, by which a missing one is noticed. A site that is taken out is taken off it.
+        has_warned: whether a site of it was given a map that is much too small.
     """
 
     key: str
-    sites: tuple[str, ...]
+    sites: list[str] = field(compare=False)
+    has_warned: bool = field(default=False, compare=False)
+
+    def take_off(self, site: Site) -> None:
+        """Notes that a site was taken out on purpose."""
+        if site.name in self.sites:
+            self.sites.remove(site.name)
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ class Place:
         convolution = site.splice.convolution or ""
         self._convolution = tuple(convolution.removeprefix(inside).split(".")) if convolution.startswith(inside) else ()
         self._has_warned = False
+        self._has_trained = False
 
     @property
     def module(self) -> nn.Module | None:
@@ -122,8 +133,25 @@ class Place:
             return tensor
         if isinstance(tensor, torch.fx.Proxy):
             return leaf_call(module, tensor)
+        if not torch.compiler.is_compiling() and module.training and not self._has_trained:
+            self._has_trained = True
+            self._check_map(tensor)
         is_idle = not module.training and not isinstance(module, DropBlock) and Label.of(module) is not None
         return tensor if self._is_paused or is_idle or not is_enabled(module) else module(tensor)
+
+    def _check_map(self, tensor: Tensor) -> None:
+        """Warns if a map is a single pixel that was planned to be larger: then other stages are meant."""
+        sides = list(tensor.shape[1:])
+        del sides[self.site.channel_dim - (self.site.channel_dim > 0)]
+        if prod(sides) == 1 < prod(self.site.map_size) and not self.injection.has_warned:
+            self.injection.has_warned = True
+            warnings.warn(
+                f"{self.site.name} was planned for maps of {'x'.join(map(str, self.site.map_size))} pixels and gets "
+                "maps of a single one, which make no stage. Plan with an image of your size: remove_dropblock(model), "
+                "then inject_dropblock(model, ..., example_input=torch.empty(1, 3, height, width))",
+                DropBlockWarning,
+                stacklevel=2,
+            )
 
     @property
     def _is_paused(self) -> bool:
@@ -140,6 +168,7 @@ class Place:
         copied = Place.__new__(Place)
         copied.__dict__.update(self.__dict__)
         copied.owner = memo.get(id(self.owner))
+        copied.injection = copy.deepcopy(self.injection, memo)
         return copied
 
 

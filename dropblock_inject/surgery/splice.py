@@ -22,7 +22,7 @@ from .site import Site
 
 def splice(model: nn.Module, sites: Sequence[Site], layers: Sequence[nn.Module]) -> None:
     """Puts a layer at every site; if anything goes wrong, takes all of them out again."""
-    injection = Injection(uuid.uuid4().hex[:8], tuple(site.name for site in sites))
+    injection = Injection(uuid.uuid4().hex[:8], [site.name for site in sites])
     try:
         for site, layer in zip(sites, layers, strict=True):
             _splice_one(model, site, injection, layer)
@@ -52,6 +52,7 @@ def unsplice(model: nn.Module) -> int:
     places = {id(found.hook.place): found.hook.place for found in hooks}
     count = len(places)
     for place in places.values():
+        place.injection.take_off(place.site)
         layer = None if place.owner is None else place.owner._modules.pop(place.site.splice.attribute, None)
         if layer is not None:
             Label.take_off(layer)
@@ -60,7 +61,8 @@ def unsplice(model: nn.Module) -> int:
             table.pop(found.key, None)
     for owner in list(model.modules()):  # those whose hooks were lost
         for attribute, child in list(owner._modules.items()):
-            if child is not None and Label.of(child):
+            if child is not None and (label := Label.of(child)):
+                label.injection.take_off(label.site)
                 del owner._modules[attribute]
                 Label.take_off(child)
                 count += 1

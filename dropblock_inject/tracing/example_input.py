@@ -99,8 +99,10 @@ def _signature(model: nn.Module) -> str:
 
 
 def _as_call(example_input: Any) -> tuple[tuple, dict[str, Any]]:
-    if isinstance(example_input, tuple | list) and example_input and all(isinstance(n, int) for n in example_input):
-        size = ", ".join(map(str, example_input))
+    numbers = [example_input] if isinstance(example_input, int) else example_input
+    if isinstance(numbers, tuple | list) and numbers and all(isinstance(n, int) for n in numbers):
+        sides = [*numbers, *numbers] if len(numbers) == 1 else [*numbers]
+        size = ", ".join(map(str, [*[1, 3][: max(4 - len(sides), 0)], *sides]))
         raise DropBlockTypeError(
             f"example_input={example_input} is a shape, not what the model is called with; pass torch.empty({size})"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -13,12 +14,13 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import DropBlockTypeError, DropBlockValueError, DropBlockWarning, ScheduleError
 from ..surgery.keep_prob import NEEDED, has_settable_keep_prob, keep_prob_of, set_keep_prob
-from ..surgery.place import target_of
+from ..surgery.place import Label, target_of
 from ..surgery.splice import dropping_layers
 from ..surgery.status import check_dropblock
 from .inner_optimizer import innermost
 from .modes import MODES, fraction_at
 from .monitor import DropMonitor
+from .schedule_state import check_int, differences
 from .step_check import StepCheck
 
 logger = logging.getLogger(__name__)
@@ -81,9 +83,9 @@ class KeepProbSchedule:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise DropBlockTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        _check_int("total_steps", total_steps, 1)
-        _check_int("warmup_steps", warmup_steps, 0)
-        _check_int("last_step", last_step, -1)
+        check_int("total_steps", total_steps, 1)
+        check_int("warmup_steps", warmup_steps, 0)
+        check_int("last_step", last_step, -1)
         if warmup_steps >= total_steps:
             raise DropBlockValueError(
                 f"warmup_steps={warmup_steps} leaves nothing of total_steps={total_steps}; it must be smaller"
@@ -128,7 +130,7 @@ class KeepProbSchedule:
             ScheduleError: the model has no DropBlock any more.
         """
         if step is not None:
-            _check_int("step", step, 0)
+            check_int("step", step, 0)
         if not self._checked:
             check_dropblock(self.model)
             self._checked = True
@@ -206,24 +208,27 @@ class KeepProbSchedule:
             torch.autograd.Variable._execution_engine.queue_callback(self.step)
 
     def __repr__(self) -> str:
-        mode = self.mode if isinstance(self.mode, str) else getattr(self.mode, "__qualname__", "callable")
         now = sorted(set(self.get_last_keep_prob()))
         values = f"{now[0]:.4g}" if len(now) == 1 else f"{now[0]:.4g} to {now[-1]:.4g}"
         return (
-            f"<KeepProbSchedule at step {self.last_step} of {self.total_steps}, {mode}: keep_prob {values} at "
-            f"{len(self._layers())} DropBlocks in {type(self.model).__name__}>"
+            f"<KeepProbSchedule at step {self.last_step} of {self.total_steps}, {self._mode_name}: keep_prob {values} "
+            f"at {len(self._layers())} DropBlocks in {type(self.model).__name__}>"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as plain scalars, readable with ``torch.load(..., weights_only=True)``."""
-        mode = self.mode if isinstance(self.mode, str) else getattr(self.mode, "__qualname__", "callable")
+        """The state as plain scalars, readable with ``torch.load(..., weights_only=True)``.
+
+        Its targets are JSON, the keep_prob that each site was injected with. So the loading of it into a model that
+        was injected otherwise is noticed.
+        """
         return {
             "last_step": self.last_step,
             "total_steps": self.total_steps,
             "warmup_steps": self.warmup_steps,
             "start": self.start,
             "end": self.end,
-            "mode": mode,
+            "mode": self._mode_name,
+            "targets": json.dumps(self._targets()),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
@@ -235,28 +240,36 @@ class KeepProbSchedule:
                 reached too, by its own settings, and logs a warning that says what that changes.
 
         Raises:
-            ScheduleError: `state` is no state of a schedule; or, if strict, that of one with other settings.
+            ScheduleError: `state` is no state of a schedule; or, if strict, that of one with other settings, or of a
+                model with other sites or targets.
         """
-        own = self.state_dict()
-        if not isinstance(state, dict) or state.keys() != own.keys():
-            found = f"keys {_some(sorted(map(str, state)))}" if isinstance(state, dict) else type(state).__name__
-            raise ScheduleError(f"not the state of a KeepProbSchedule: expected keys {sorted(own)}, got {found}")
-        _check_int("last_step", state["last_step"], 0)
-        changed = [name for name in own if name != "last_step" and own[name] != state[name]]
-        differences = "; ".join(f"{name} was {state[name]!r} and is now {own[name]!r}" for name in changed)
+        changed = differences(state, self.state_dict())
         if changed and strict:
             raise ScheduleError(
-                f"the saved schedule is another one: {differences}. Construct it with the settings it was saved with; "
-                "or, to go on from there with the new ones, call load_state_dict(state, strict=False)"
+                f"the saved schedule is another one: {changed}. Inject and construct with the settings it was saved "
+                "with; or, to go on from there with the new ones, call load_state_dict(state, strict=False)"
             )
         self._go_to(state["last_step"])
         if changed:
             logger.warning(
                 "went on at step %d with another schedule than the saved one: %s; keep_prob is %.6g now",
                 self.last_step,
-                differences,
+                changed,
                 self.value_at(self.last_step),
             )
+
+    @property
+    def _mode_name(self) -> str:
+        return self.mode if isinstance(self.mode, str) else getattr(self.mode, "__qualname__", "callable")
+
+    def _targets(self) -> dict[str, float]:
+        """The target of each site, by its name in the network that was injected: wrappers do not count."""
+        targets = {}
+        for name, layer in dropping_layers(self.model).items():
+            if has_settable_keep_prob(layer):
+                label = Label.of(layer)
+                targets[name if label is None else label.site.name] = target_of(layer)
+        return targets
 
     def _fraction_at(self, step: int) -> float:
         """The fraction of the way from start to end at a step, in [0, 1]."""
@@ -286,14 +299,3 @@ class KeepProbSchedule:
                 "handle of a schedule before remove_dropblock(model)"
             )
         return layers
-
-
-def _check_int(name: str, value: Any, lowest: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise DropBlockTypeError(f"{name} must be an int, got {value!r}")
-    if value < lowest:
-        raise DropBlockValueError(f"{name} must be at least {lowest}, got {value}")
-
-
-def _some(keys: list[str]) -> str:
-    return f"{keys}" if len(keys) < 10 else f"{keys[:3]} and {len(keys) - 3} more"

@@ -201,7 +201,7 @@ def test_our_dropout_and_torch_s_agree(network: str) -> None:
 
 def test_the_settings_that_the_study_advises() -> None:
     assert "`presets.FINE_TUNING`: last stage, keep_prob 0.9, blocks of half the map" in README
-    assert "`presets.SMALL_IMAGES`: the same in the last two stages" in README
+    assert "`presets.SMALL_IMAGES`: the last two stages, keep_prob 0.975 and 0.9" in README
     small = dict(presets.SMALL_IMAGES)
     assert (small["stages"], small["keep_prob"], small["block_size"]) == ((-2, -1), 0.9, 0.5)
     assert dict(presets.FINE_TUNING) == {**small, "stages": (-1,)}

@@ -75,6 +75,15 @@ def test_every_pass_is_that_of_the_whole_network(name: str) -> None:
     assert beginning_of(net, images) is not None
 
 
+def test_a_prediction_prints_shapes_and_no_numbers() -> None:
+    prediction = mc_predict(small_net(), torch.randn(3, 3, 32, 32), samples=2, keep_samples=True)
+    classes = prediction.mean.shape[1]
+    assert repr(prediction) == (
+        f"<Prediction: mean (3, {classes}), std (3, {classes}), entropy (3,), mutual_information (3,), "
+        f"samples (2, 3, {classes})>"
+    )
+
+
 def test_the_distribution_is_that_of_a_loop_of_passes() -> None:
     net, images, samples = small_net(), torch.randn(3, 3, 32, 32), 600
     assert beginning_of(net, images) is not None

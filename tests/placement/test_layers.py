@@ -121,6 +121,18 @@ def test_a_layer_is_made_once_per_site_with_its_record():
     assert [net.get_submodule(site.name).p for site in report] == pytest.approx([1 - s.keep_prob for s in report])
 
 
+def test_a_layer_with_a_probability_of_its_own_keeps_it_as_the_target():
+    net = CifarResNet(1).train()
+    plan = plan_dropblock(net, layer=lambda site: nn.Dropout2d(0.3 if site.stage == 3 else 1 - site.keep_prob), **SMALL)
+    assert {(site.stage, round(site.keep_prob, 9)) for site in plan} == {(2, 0.975), (3, 0.7)}
+    report = plan.apply()
+    schedule = KeepProbSchedule(net, 10)
+    schedule.step(10)
+    assert schedule.get_last_keep_prob() == pytest.approx([site.keep_prob for site in report])
+    remove_dropblock(net)
+    assert [site.keep_prob for site in plan.apply()] == [site.keep_prob for site in report]  # made anew
+
+
 def test_schedule_pause_and_removal_as_with_dropblock():
     net = CifarResNet(1).train()
     before = repr(net)

@@ -69,6 +69,8 @@ REQUESTS = [
     ({"block": 7}, TypeError, r"unknown argument 'block', did you mean block_size\?; the layer options are"),
     ({"keepprob": 0.9}, TypeError, r"unknown argument 'keepprob', did you mean keep_prob\?"),
     ({"zzz": 7}, TypeError, r"unknown argument 'zzz'; the layer options are per_channel, rescale, calibrated"),
+    ({"example_input": 32}, TypeError, r"is a shape, .*; pass torch.empty\(1, 3, 32, 32\)"),
+    ({"example_input": [64, 32]}, TypeError, r"is a shape, .*; pass torch.empty\(1, 3, 64, 32\)"),
     ({"example_input": (1, 3, 32, 32)}, TypeError, r"is a shape, .*; pass torch.empty\(1, 3, 32, 32\)"),
     ({"channel_dim": -1}, TypeError, r"unknown argument 'channel_dim'.*found by itself"),
     (

@@ -14,18 +14,20 @@ import torch
 import torchvision
 from everything import everything
 from injected import WHERE, injected, options_for
-from networks import EVERY_KIND, NETWORKS, example_for, images_for
+from networks import EVERY_KIND, NETWORKS, CifarResNet, example_for, images_for
 from torch import Tensor, nn
 
 from dropblock_inject import (
     DropBlock,
+    KeepProbSchedule,
     check_dropblock,
     dropblock_sites,
     inject_dropblock,
     plan_dropblock,
+    presets,
     remove_dropblock,
 )
-from dropblock_inject.errors import DeadSiteError
+from dropblock_inject.errors import DeadSiteError, DropBlockWarning
 
 
 @pytest.fixture(params=EVERY_KIND)
@@ -257,3 +259,31 @@ def test_the_copy_of_a_graph_module_drops_what_stands_in_its_own_tree() -> None:
         setattr(parent, attribute, nn.Identity())
         assert not torch.equal(output(graph, images), before), f"{attribute} did not act"
         setattr(parent, attribute, drop)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_sites_of_a_part_are_taken_out_and_the_others_stay(copied):
+    net = CifarResNet(1).train()
+    inject_dropblock(net, (-2, -1), example_input=torch.empty(1, 3, 32, 32))
+    whole = copy.deepcopy(net)
+    if copied:
+        net = copy.deepcopy(net)
+    assert remove_dropblock(net.stage3) == 3
+    check_dropblock(net)
+    assert {row.stage for row in dropblock_sites(net)} == {2}
+    KeepProbSchedule(net, 10).attach(torch.optim.SGD(net.parameters(), 0.1))
+    check_dropblock(whole)
+    whole.stage3[0] = CifarResNet(1).stage3[0]  # a copy still misses what was not taken out on purpose
+    with pytest.raises(DeadSiteError):
+        check_dropblock(whole)
+
+
+def test_maps_of_a_single_pixel_that_were_planned_larger_are_warned_of_once():
+    net = torchvision.models.resnet18().train()
+    inject_dropblock(net, **presets.SMALL_IMAGES)  # planned for 224 pixels
+    with pytest.warns(DropBlockWarning, match=r"^layer4.0.drop_branch1 was planned for maps of 7x7 .* example_input="):
+        net(torch.randn(2, 3, 32, 32))
+    net(torch.randn(2, 3, 32, 32))  # no second one
+    remove_dropblock(net)
+    inject_dropblock(net, **presets.SMALL_IMAGES, example_input=torch.empty(1, 3, 32, 32))
+    net(torch.randn(2, 3, 32, 32))  # a warning would be an error

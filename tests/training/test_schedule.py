@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import dropblock_inject
-from dropblock_inject import DropBlock, KeepProbSchedule
+from dropblock_inject import DropBlock, KeepProbSchedule, inject_dropblock
 from dropblock_inject.errors import DropBlockInjectError, ScheduleError
 
 TARGETS = [0.875, 0.5]
@@ -342,6 +342,54 @@ def test_without_strict_another_schedule_continues_from_there_and_warns(options,
     assert len(caplog.records) == 1
 
 
+def injected(**options):
+    from networks import CifarResNet  # another process that imports this file does not find it
+
+    model = CifarResNet(1)
+    inject_dropblock(model, **{"stages": (-2, -1), **options}, example_input=torch.empty(1, 3, 32, 32))
+    return KeepProbSchedule(model, 10)
+
+
+INJECTED_OTHERWISE = [
+    (
+        {"keep_prob": 0.8},
+        r"the target at stage2.0.drop_branch1 was 0.975 and is now 0.95 \(and 5 more targets differ\)",
+    ),
+    ({"stages": -1}, r"the target at stage2.0.drop_branch1 was 0.975 and is now missing \(and 2 more targets differ\)"),
+    ({"exclude": "stage2.0.drop_skip"}, r"the target at stage2.0.drop_skip was 0.975 and is now missing"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), INJECTED_OTHERWISE)
+def test_the_state_of_a_model_that_was_injected_otherwise_is_refused(options, message):
+    first, other = injected(), injected(**options)
+    first.step(4)
+    before = snapshot(other)
+    with pytest.raises(ScheduleError, match=rf"the saved schedule is another one: {message}\. Inject and construct"):
+        other.load_state_dict(first.state_dict())
+    assert snapshot(other) == before
+    other.load_state_dict(first.state_dict(), strict=False)
+    assert other.last_step == 4
+
+
+def test_the_state_fits_the_model_in_a_wrapper_and_the_plain_one():
+    first = injected()
+    first.step(4)
+    wrapped = KeepProbSchedule(nn.DataParallel(injected().model), 10)
+    wrapped.load_state_dict(first.state_dict())
+    assert wrapped.get_last_keep_prob() == first.get_last_keep_prob()
+    first.load_state_dict(wrapped.state_dict())
+
+
+def test_a_state_without_targets_as_version_0_1_saved_it_is_loaded():
+    first, other = injected(), injected()
+    first.step(4)
+    state = first.state_dict()
+    del state["targets"]
+    other.load_state_dict(state)
+    assert other.last_step == 4
+
+
 GOOD = KeepProbSchedule(net(), 10).state_dict()
 NO_STATE = r"not the state of a KeepProbSchedule: expected keys \['end', 'last_step', .*\], got "
 FOREIGN = [
@@ -355,6 +403,8 @@ FOREIGN = [
     ({**GOOD, "last_step": 2.5}, r"last_step must be an int, got 2\.5"),
     ({**GOOD, "last_step": True}, "last_step must be an int, got True"),
     ({**GOOD, "last_step": -1}, "last_step must be at least 0, got -1"),
+    ({**GOOD, "targets": "0.9"}, "its targets are '0.9'"),
+    ({**GOOD, "targets": {"1": 0.9}}, "its targets are {'1': 0.9}"),
     ({**GOOD, "start": None}, r"start was None and is now 1\.0"),
 ]
 
