@@ -141,6 +141,8 @@ class Place:
 
     def _check_map(self, tensor: Tensor) -> None:
         """Warns if a map is a single pixel that was planned to be larger: then other stages are meant."""
+        if torch.jit.is_tracing() or tensor.dim() != len(self.site.map_size) + 2:
+            return
         sides = list(tensor.shape[1:])
         del sides[self.site.channel_dim - (self.site.channel_dim > 0)]
         if prod(sides) == 1 < prod(self.site.map_size) and not self.injection.has_warned:
