@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .constants import Constants, tensors_in
 from .meta_copy import meta_copy, to_meta
 from .shape_cache import ShapeCache
 from .trace import SHARED_WRITE, Call, Op, Trace, Value
@@ -40,7 +41,9 @@ def trace_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trac
     """
     model, prefix = unwrapped(model)
     with torch.inference_mode(False):  # which would hide operations inside compound ones
-        return _record(meta_copy(model).eval(), prefix, to_meta(args), to_meta(kwargs))
+        meta_model = meta_copy(model).eval()
+        constants = Constants(ShapeCache(), zip(meta_model.buffers(), model.buffers(), strict=True))
+        return _record(meta_model, prefix, to_meta(args), to_meta(kwargs), constants)
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
@@ -59,9 +62,9 @@ def without_data() -> Iterator[None]:
         yield
 
 
-def _record(meta_model: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -> Trace:
-    recorder = _Recorder()
-    for tensor in _tensors((args, kwargs)):
+def _record(meta_model: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any], constants: Constants) -> Trace:
+    recorder = _Recorder(constants)
+    for tensor in tensors_in((args, kwargs)):
         recorder.add_input(tensor)
     iterated: set[str] = set()
     modules = {f"{prefix}{name}".removesuffix("."): module for name, module in meta_model.named_modules()}
@@ -71,7 +74,7 @@ def _record(meta_model: nn.Module, prefix: str, args: tuple, kwargs: dict[str, A
         module.register_forward_hook(recorder.leaving, with_kwargs=True)
     iterated.clear()
     error = None
-    with without_data(), recorder:
+    with without_data(), constants, recorder:
         try:
             meta_model(*args, **kwargs)
         except Exception as problem:  # whatever the model's own code raises on tensors without data
@@ -107,7 +110,7 @@ class _WatchedChildren(dict):
 class _Recorder(TorchDispatchMode):
     """Sees every operation, down to those inside compound functions, and the module calls around them."""
 
-    def __init__(self) -> None:
+    def __init__(self, constants: Constants) -> None:
         super().__init__()
         self.calls: list[Call] = []
         self.ops: list[Op] = []
@@ -115,14 +118,14 @@ class _Recorder(TorchDispatchMode):
         self._stack: list[Call] = []
         self._tensors: dict[int, tuple[Tensor, Value]] = {}  # holds the tensors, so that ids stay unique
         self._by_storage: dict[int, list[Tensor]] = defaultdict(list)
-        self._run = ShapeCache()
+        self._run = constants.run
 
     def add_input(self, tensor: Tensor) -> None:
         self.inputs.append(self._new_value(tensor, None))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        inputs = [self._tensors[id(t)][1] for t in _tensors((args, kwargs)) if id(t) in self._tensors]
+        inputs = [self._tensors[id(t)][1] for t in tensors_in((args, kwargs)) if id(t) in self._tensors]
         output = self._run(func, args, kwargs)
         if inputs and self._stack:
             arguments = tuple((self._value(a) or a) if isinstance(a, Tensor) else a for a in args)
@@ -133,10 +136,10 @@ class _Recorder(TorchDispatchMode):
             self.ops.append(op)
             for value in inputs:
                 value.readers.append(op)
-            written = [t for index in _written(func) if index < len(args) for t in _tensors((args[index],))]
+            written = [t for index in _written(func) if index < len(args) for t in tensors_in((args[index],))]
             for tensor in written:
                 self._rewrite(tensor, op)
-            for tensor in _tensors((output,)):
+            for tensor in tensors_in((output,)):
                 if not any(tensor is t for t in written):
                     op.outputs.append(self._new_value(tensor, op))
         return output
@@ -228,15 +231,3 @@ def _written(func: Any) -> tuple[int, ...]:
 def _aliases(func: Any) -> bool:
     """Whether an operation returns a view of what it is given."""
     return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
-
-
-def _tensors(nested: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dicts."""
-    if isinstance(nested, Tensor):
-        yield nested
-    elif isinstance(nested, dict):
-        for entry in nested.values():
-            yield from _tensors(entry)
-    elif isinstance(nested, tuple | list):
-        for entry in nested:
-            yield from _tensors(entry)
