@@ -63,7 +63,10 @@ def _reads(block: Block, above: set[Value], deepest: set[Value]) -> bool:
 
 
 def _strides_by_dilation(groups: list[_Group], trusted: bool) -> list[int]:
-    """The number of strides that each group has traded for dilation; all 0 if the dilation is there for context."""
+    """The number of strides that each group has traded for dilation; all 0 if the dilation is there for context.
+
+    A stride that is dilated away was at the first block of a stage, which has other channels than the one before.
+    """
     smallest = min(group.dilation for group in groups)  # some networks are dilated everywhere
     counts = [round(log2(group.dilation / smallest)) for group in groups]
     if trusted:
@@ -73,9 +76,13 @@ def _strides_by_dilation(groups: list[_Group], trusted: bool) -> list[int]:
     reached, is_first = 0, True
     deepest: set[Value] = set()
     above: set[Value] = set()
+    channels = 0
     for group, count in zip(groups, counts, strict=True):
         if count and (group.level < lowest or is_first):
             return [0] * len(groups)
+        if count > reached and group[-1].map.channels == channels:
+            return [0] * len(groups)
+        channels = group[-1].map.channels
         is_first = is_first and group.level < lowest
         if group.level == lowest and count > reached:
             reached += 1  # a last stage with several dilations (a multi-grid) has lost one stride
