@@ -131,7 +131,9 @@ class _Layouts:
         origins: dict[int, Value] = {}
         for value in op.inputs:
             for rank, origin in self._origins.get(value, {}).items():
-                origins[rank] = min(origins.get(rank, origin), origin, key=self._reduction)
+                other = origins.setdefault(rank, origin)
+                if other is not origin and self._reduction(origin) < self._reduction(other):
+                    origins[rank] = origin
         return origins
 
     def _reduction(self, value: Value) -> tuple[tuple[float, ...], int]:

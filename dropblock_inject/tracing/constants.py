@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _MOST_ELEMENTS = 1024
+_MOST_IN_A_BUFFER = 16  # a stride, a padding
 _FROM_NUMBERS = (torch.tensor, torch.as_tensor)
 _WITHOUT_VALUES = ("empty", "new_empty")  # operations whose names begin like these
 
@@ -31,7 +32,7 @@ class Constants(TorchFunctionMode):
         self._run = run
         self._values: dict[int, tuple[Tensor, Tensor]] = {}  # holds the meta tensors, so that ids stay unique
         for tensor, value in known:
-            if _is_small(value) and not value.is_meta:
+            if value.numel() <= _MOST_IN_A_BUFFER and not value.is_meta:
                 self._note(tensor, value.detach().to("cpu", copy=True))
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
@@ -39,13 +40,17 @@ class Constants(TorchFunctionMode):
         if func is Tensor.numpy and id(args[0]) in self._values:
             return self._values[id(args[0])][1].numpy()
         output = func(*args, **kwargs)
-        if func in _FROM_NUMBERS and output.is_meta and _is_small(output) and not any(tensors_in((args, kwargs))):
+        is_of_numbers = func in _FROM_NUMBERS and next(tensors_in((args, kwargs)), None) is None
+        if is_of_numbers and output.is_meta and _is_small(output):
             self._note(output, func(*args, **{**kwargs, "device": "cpu"}))
         return output
 
-    def run(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """What an operation puts out: meta tensors, or numbers and tensors with data if that is what it asks for."""
-        tensors = list(tensors_in((args, kwargs)))
+    def run(self, func: Any, args: tuple, kwargs: dict[str, Any], tensors: list[Tensor]) -> Any:
+        """What an operation puts out: meta tensors, or numbers and tensors with data if that is what it asks for.
+
+        Args:
+            tensors: those among its arguments.
+        """
         known = [tensor for tensor in tensors if id(tensor) in self._values]
         if tensors and not known:
             return self._run(func, args, kwargs)

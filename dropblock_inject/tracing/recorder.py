@@ -125,8 +125,9 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        inputs = [self._tensors[id(t)][1] for t in tensors_in((args, kwargs)) if id(t) in self._tensors]
-        output = self._run(func, args, kwargs)
+        tensors = list(tensors_in((args, kwargs)))
+        inputs = [self._tensors[id(t)][1] for t in tensors if id(t) in self._tensors]
+        output = self._run(func, args, kwargs, tensors)
         if inputs and self._stack:
             arguments = tuple((self._value(a) or a) if isinstance(a, Tensor) else a for a in args)
             kind = func._schema.name.partition("::")[2].rstrip("_")
