@@ -6,11 +6,12 @@ neither memory nor arithmetic and the model itself is never touched.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -84,26 +85,30 @@ def _record(meta_model: nn.Module, prefix: str, args: tuple, kwargs: dict[str, A
 
 
 class _WatchedChildren(dict):
-    """The children of a module; notes it when they are gone through."""
+    """The children of a module; notes it when they are gone through, other than in search of parameters and buffers."""
 
     def __init__(self, children: dict[str, nn.Module | None], name: str, iterated: set[str]) -> None:
         super().__init__(children)
-        self._note = partial(iterated.add, name)
+        self._name, self._iterated = name, iterated
+
+    def _note(self, asked_by: FrameType) -> None:
+        if asked_by.f_code is not nn.Module.named_modules.__code__:
+            self._iterated.add(self._name)
 
     def __iter__(self) -> Iterator[str]:
-        self._note()
+        self._note(sys._getframe(1))
         return super().__iter__()
 
     def keys(self) -> Any:
-        self._note()
+        self._note(sys._getframe(1))
         return super().keys()
 
     def values(self) -> Any:
-        self._note()
+        self._note(sys._getframe(1))
         return super().values()
 
     def items(self) -> Any:
-        self._note()
+        self._note(sys._getframe(1))
         return super().items()
 
 
