@@ -116,7 +116,7 @@ class _Layouts:
         is_moved = op.kind in SAME_VALUES or (op.kind in MOVES and op.inputs[0] is origin)  # and no map any more
         if layout is None and origin is not None and not is_moved and self._is_like(output, origin):
             layout = self._guessed(origin, output)
-        layout = layout or self._convolved(op, output)
+        layout = layout or self._convolved(op, output, is_new=not origins)
         if layout is not None:
             self._layouts[output] = layout
         elif output is self._first:
@@ -202,16 +202,19 @@ class _Layouts:
         axis = max(range(len(size)), key=lambda axis: size[axis])
         return _Layout(1, layout.reductions[axis - len(size) :][:1] * min(len(other), 2))
 
-    def _convolved(self, op: Op, output: Value) -> _Layout | None:
-        """The layout of what a convolution makes of a tensor that is not known as a map: a part of the image, a frame.
+    def _convolved(self, op: Op, output: Value, is_new: bool) -> _Layout | None:
+        """The layout of what a convolution makes of a tensor that is not known as a map, such as a part of the image.
 
         With another number of axes than the image, it must have the size of the image along the axes that it has.
+
+        Args:
+            is_new: whether nothing that is known as a map is before it.
         """
         if op.kind != "convolution" or op.strides is None or output.shape[0] not in self._batches:
             return None
         of_image, size = self._image.shape[2:], op.inputs[0].shape[2:]
         axes = min(len(of_image), len(size))
-        if not (_fits(of_image, size) if len(of_image) == len(size) else of_image[-axes:] == size[-axes:]):
+        if not (_fits(of_image, size) if len(of_image) == len(size) else is_new and of_image[-axes:] == size[-axes:]):
             return None
         halvings = _halvings(of_image[-axes:], size[-axes:])
         return _Layout(1, halvings).reduced(map(log2, op.strides[-min(axes, 2) :]))

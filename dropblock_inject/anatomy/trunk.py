@@ -210,17 +210,18 @@ def _refuse_a_decoder_alone(
 def _leading_down(levels: dict[int, list[Block]]) -> dict[int, list[Block]]:
     """The blocks of the lowest resolution, and of the others those that these are computed from.
 
-    Of the lowest resolution those are left out that are in one part of the network with blocks that lead nowhere: a
-    head or a lateral convolution of each level.
+    Blocks of the lowest resolution without a shortcut are left out if they are in one part of the network with others
+    that lead nowhere: a head or a lateral convolution of each level.
     """
     lowest = max(levels)
     before = ancestors(block.output[1] for block in levels[lowest])
     leading = {
         level: [b for b in blocks if level == lowest or b.output[1] in before] for level, blocks in levels.items()
     }
-    parts = {part for level in levels for b in levels[level] if b not in leading[level] for part in _parts_around(b)}
+    aside = [b for level in levels for b in levels[level] if b not in leading[level] and not b.residuals]
+    parts = {part for block in aside for part in _parts_around(block)}
     parts -= {part for level in levels if level < lowest for b in leading[level] for part in _parts_around(b)}
-    trunk = [block for block in levels[lowest] if parts.isdisjoint(_parts_around(block))]
+    trunk = [block for block in levels[lowest] if block.residuals or parts.isdisjoint(_parts_around(block))]
     if len(trunk) < len(levels[lowest]):
         return _leading_down({**levels, lowest: trunk} if trunk else {k: v for k, v in levels.items() if k < lowest})
     return {level: blocks for level, blocks in leading.items() if blocks}

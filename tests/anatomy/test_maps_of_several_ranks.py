@@ -207,3 +207,17 @@ def test_a_convolution_with_an_axis_of_its_own_for_what_it_puts_out() -> None:
             return self.body(torch.cat(self.gradients(x).unbind(2), 1))
 
     assert names(Corners(), torch.rand(2, 1, 32, 32)) == [(1, ["body"])]
+
+
+def test_tokens_as_many_as_the_image_is_wide_are_no_signal() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Conv1d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.mix(x.flatten(2))).reshape(x.shape)
+
+    net = nn.Sequential(Residual(3, 8, 2), Residual(8, 8, 2), Residual(8, 8, 2), Tokens())
+    plan = plan_dropblock(net, None, example_input=torch.rand(2, 3, 64, 64))  # 8 x 8 tokens
+    assert plan.as_dict()["without_site"] == ("3.mix",)
