@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import NoTrunkError
 from ..tracing.operations import WEIGHTED
-from ..tracing.trace import Trace, Value, ancestors
+from ..tracing.trace import Trace, Value, ancestors, original
 from .blocks import Block, Blocks, enclosing_calls, enclosing_sequences, find_blocks, sequences_of_blocks
 from .conv_norm_act import ConvNormAct
 from .families import EMBEDDINGS, TRUNKS
@@ -99,7 +99,7 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
     singles = [
         block for block in encoder.single if not block.units[0].cuts_patches and not puts_out_result(block, read)
     ]
-    blocks = [block for block in encoder.composite if not puts_out_result(block, read)]
+    blocks = [block for block in encoder.composite if not (_ends_in_bare_unit(block) and puts_out_result(block, read))]
     if not blocks or _is_in_a_plain_network(blocks, encoder, raised, geometry):
         blocks += singles
     else:
@@ -124,6 +124,11 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
     if not blocks:
         raise NoTrunkError(f"no convolutional trunk in {model}: {_reason(found, encoder)}")
     return blocks
+
+
+def _ends_in_bare_unit(block: Block) -> bool:
+    """Whether a block puts out what its last convolution does, without norm and activation."""
+    return block.units[-1].convolved is original(block.output[1], block.scope)
 
 
 def _at_the_bottom(singles: list[Block], others: list[Block], trace: Trace, geometry: Geometry) -> list[Block]:

@@ -80,3 +80,20 @@ def test_a_module_that_ends_in_the_result_is_no_trunk() -> None:
 
     net = nn.Sequential(DoubleConv(3, 8, 2), DoubleConv(8, 16, 2), DoubleConv(16, 32, 2), Head())
     assert names(net, IMAGE) == [(2, ["0"]), (4, ["1"]), (8, ["2"])]
+
+
+def test_a_last_stage_that_ends_in_tokens_is_trunk() -> None:
+    """As in CvT: a module that convolves, and puts out something else than its last convolution does."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.values = conv(16, 32, 2), nn.Conv2d(32, 32, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            values = self.values(x).flatten(2)
+            return (values @ (values.transpose(1, 2) @ values).softmax(2)).reshape(x.shape)
+
+    net = nn.Sequential(DoubleConv(3, 8, 2), DoubleConv(8, 16, 2), Mixed())
+    assert names(net, IMAGE) == [(2, ["0"]), (4, ["1"]), (8, ["2"])]
