@@ -81,13 +81,13 @@ def _strides_by_dilation(groups: list[_Group], trusted: bool) -> list[int]:
     deepest: set[Value] = set()
     above: set[Value] = set()
     last_channels = {_parent(block): block.map.channels for group in groups for block in group}
-    channels = 0
+    channels = 0, 0
     for group, count in zip(groups, counts, strict=True):
         if count and (group.level < lowest or is_first):
             return [0] * len(groups)
-        if count > reached and last_channels[_parent(group[0])] == channels:
+        before, channels = channels, (group[0].map.channels, last_channels[_parent(group[0])])
+        if count > reached and channels == before:
             return [0] * len(groups)
-        channels = last_channels[_parent(group[0])]
         is_first = is_first and group.level < lowest
         if group.level == lowest and count > reached:
             reached += 1  # a last stage with several dilations (a multi-grid) has lost one stride
