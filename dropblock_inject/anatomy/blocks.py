@@ -258,7 +258,7 @@ def _composite_blocks(trace: Trace, geometry: Geometry, units: list[ConvNormAct]
 
     def goes_down_and_up(call: Call) -> bool:
         maps = [value for value in call.arguments.values() if geometry.map_of(value)]
-        return any(call.contains(op) and any(not is_larger(op, value) for value in maps) for op in raising)
+        return any(call.contains(op) and any(not is_larger(op.outputs[0], value) for value in maps) for op in raising)
 
     outputs: dict[Call, tuple[int | str | None, Value]] = {}
     for call, inside in units_in.items():

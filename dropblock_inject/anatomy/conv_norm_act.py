@@ -174,7 +174,7 @@ def find_units(trace: Trace, geometry: Geometry) -> list[ConvNormAct]:
     scores = _attention_scores(trace, geometry)
     for op in trace.ops:
         if op.kind == "convolution" and geometry.map_of(op.outputs[0]) and op.inputs[0] not in scores:
-            units[op] = ConvNormAct(op, _put_out(op))
+            units[op] = ConvNormAct(op, _put_out(op, geometry))
         elif op.index in linear:
             units[op] = ConvNormAct(op, linear[op.index])
     for unit in list(units.values()):
@@ -238,8 +238,8 @@ def _adapter_beside(unit: ConvNormAct) -> list[Op]:
     return path if len(path) > 1 else []
 
 
-def _put_out(op: Op) -> Value:
-    """What a convolution puts out: with weights for each image its module puts the images side by side before it."""
+def _put_out(op: Op, geometry: Geometry) -> Value:
+    """The map that a convolution puts out: with weights for each image its module puts them side by side before it."""
     value = op.outputs[0]
     while value not in op.call.outputs.values():
         if len(value.readers) != 1 or value.readers[0].call is not op.call:
@@ -248,4 +248,4 @@ def _put_out(op: Op) -> Value:
         if following.kind not in RESHAPES | MOVES | SAME_VALUES:
             return op.outputs[0]
         value = following.outputs[0]
-    return value
+    return value if geometry.map_of(value) is not None else op.outputs[0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import log2, prod
 from typing import NamedTuple
 
-from ..tracing.operations import MOVES, POOLS, RESAMPLES, RESIZES
+from ..tracing.operations import MOVES, POOLS, RESAMPLES, RESIZES, SAME_VALUES
 from ..tracing.trace import Op, Trace, Value, ancestors, first_convolution
 from .gates import gate_values
 
@@ -99,7 +99,7 @@ class _Layouts:
         self._image, self._first = image, first
         self._batches = {image.shape[0], first.shape[0]}  # windows of a map have another number
         self._layouts: dict[Value, _Layout] = {}
-        self._origins: dict[Value, Value] = {}  # of a tensor that is no map: the last map it was computed from
+        self._origins: dict[Value, dict[int, Value]] = {}  # see _origins_of; a map is its own
 
     def of(self, trace: Trace, images: list[Value]) -> dict[Value, _Layout]:
         for value in (*images, *([self._first] if self._first.producer is None else [])):
@@ -110,27 +110,46 @@ class _Layouts:
         return self._layouts
 
     def _add(self, op: Op, output: Value) -> None:
-        origins = [origin for origin in map(self._origin, op.inputs) if origin is not None]
-        origin = min(origins, key=lambda value: (self._layouts[value].reductions, _place(value)), default=None)
-        if len(output.shape) == len(self._image.shape) and output.shape[0] in self._batches and origin is not None:
-            layout = self._followed(op, output) or self._guessed(origin, output)
-            if layout is not None:
-                self._layouts[output] = layout
-                return
-        if output is self._first:
+        origins = self._origins_of(op)
+        origin = origins.get(len(output.shape))
+        layout = self._followed(op, output) or self._refolded(origins, output)
+        is_moved = op.kind in SAME_VALUES or (op.kind in MOVES and op.inputs[0] is origin)  # and no map any more
+        if layout is None and origin is not None and not is_moved and self._is_like(output, origin):
+            layout = self._guessed(origin, output)
+        layout = layout or self._convolved(op, output, is_new=not origins)
+        if layout is not None:
+            self._layouts[output] = layout
+        elif output is self._first:
             self._start_at(output)
-        elif origin is not None:
-            self._origins[output] = origin
+        if output in self._layouts:
+            origins[len(output.shape)] = output
+        if origins:
+            self._origins[output] = origins
+
+    def _origins_of(self, op: Op) -> dict[int, Value]:
+        """The last maps that the inputs of an operation were computed from, for each number of axes that they have."""
+        origins: dict[int, Value] = {}
+        for value in op.inputs:
+            for rank, origin in self._origins.get(value, {}).items():
+                other = origins.setdefault(rank, origin)
+                if other is not origin and self._reduction(origin) < self._reduction(other):
+                    origins[rank] = origin
+        return origins
+
+    def _reduction(self, value: Value) -> tuple[tuple[float, ...], int]:
+        return self._layouts[value].reductions, _place(value)
 
     def _start_at(self, value: Value) -> None:
         self._layouts[value] = _Layout(1, _halvings(self._image.shape[2:], value.shape[2:]))
+        self._origins[value] = {len(value.shape): value}
 
-    def _origin(self, value: Value) -> Value | None:
-        return value if value in self._layouts else self._origins.get(value)
+    def _is_like(self, output: Value, value: Value) -> bool:
+        """Whether two tensors have the same number of axes, and one has the images of the other or of the network."""
+        return len(output.shape) == len(value.shape) and output.shape[0] in (*self._batches, value.shape[0])
 
     def _followed(self, op: Op, output: Value) -> _Layout | None:
         """The layout of what an operation makes of a map, if the operation tells."""
-        maps = [value for value in op.inputs if value in self._layouts and len(value.shape) == len(output.shape)]
+        maps = [value for value in op.inputs if value in self._layouts and self._is_like(output, value)]
         if not maps:
             return None
         source = maps[0]
@@ -164,6 +183,41 @@ class _Layouts:
         # A larger one is no map unless pixels are made of channels: attention scores have a number per pair of tokens.
         is_larger = min(halvings) < 0 and prod(output.shape) != prod(origin.shape)
         return None if is_larger else chosen.reduced(halvings)
+
+    def _refolded(self, origins: dict[int, Value], output: Value) -> _Layout | None:
+        """The layout of a map with another number of axes: frames that are images of their own, or axes of one pixel.
+
+        Both have the same numbers and the same channels.
+        """
+        origin = max(origins.values(), key=_place, default=output)
+        if len(origin.shape) == len(output.shape) or prod(origin.shape) != prod(output.shape):
+            return None
+        layout, size, other = self._layouts[origin], origin.shape[2:], output.shape[2:]
+        if layout.channel_dim != 1 or origin.shape[1:2] != output.shape[1:2]:
+            return None
+        if len(size) > 1 and len(other) > 1:
+            return layout if size[-2:] == other[-2:] else None
+        if origin.shape[0] != output.shape[0] or [n for n in size if n > 1] != [n for n in other if n > 1]:
+            return None
+        axis = max(range(len(size)), key=lambda axis: size[axis])
+        return _Layout(1, layout.reductions[axis - len(size) :][:1] * min(len(other), 2))
+
+    def _convolved(self, op: Op, output: Value, is_new: bool) -> _Layout | None:
+        """The layout of what a convolution makes of a tensor that is not known as a map, such as a part of the image.
+
+        With another number of axes than the image, it must have the size of the image along the axes that it has.
+
+        Args:
+            is_new: whether nothing that is known as a map is before it.
+        """
+        if op.kind != "convolution" or op.strides is None or output.shape[0] not in self._batches:
+            return None
+        of_image, size = self._image.shape[2:], op.inputs[0].shape[2:]
+        axes = min(len(of_image), len(size))
+        if not (_fits(of_image, size) if len(of_image) == len(size) else is_new and of_image[-axes:] == size[-axes:]):
+            return None
+        halvings = _halvings(of_image[-axes:], size[-axes:])
+        return _Layout(1, halvings).reduced(map(log2, op.strides[-min(axes, 2) :]))
 
 
 def _place(value: Value) -> int:

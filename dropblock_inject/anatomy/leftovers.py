@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from math import prod
 from typing import NamedTuple
 
 from ..tracing.operations import NONLINEAR, WEIGHTED
@@ -19,7 +20,7 @@ class Leftovers(NamedTuple):
     Attributes:
         additions: for each addition of two feature maps that may be a shortcut and is not known as one, its block.
         sums: for each addition of two feature maps outside of the blocks, the module that adds; "" is the model.
-        units: the names of the convolutions that are part of no branch and no shortcut.
+        units: the names of the convolutions that are part of no branch and no shortcut, or that convolve no map.
         shared: the names of the modules that run in one of these blocks and outside of it too.
     """
 
@@ -66,6 +67,12 @@ def leftovers(
         if block.scope.contains(unit.op) and unit.op not in used and not unit.is_gate(block.scope)
         if first_calls.issuperset(enclosing_calls(unit.op.call))
     ]
+    rest += [
+        op.call.name
+        for op in trace.ops
+        if _is_off_the_maps(op, geometry) and first_calls.issuperset(enclosing_calls(op.call))
+        if len(asked) == len(every) or any(block.scope.contains(op) for block in chosen)
+    ]
     sums = _sums_outside(asked, every, trace, geometry)
     return Leftovers(tuple(additions), tuple(sums), tuple(dict.fromkeys(rest)), tuple(_shared(chosen, trace)))
 
@@ -85,6 +92,13 @@ def _sums_outside(asked: list[Block], every: list[Block], trace: Trace, geometry
         if op.kind == "add" and not inside[op.index] and op not in adds and op.outputs[0] in leading
         if _adds_maps(op, geometry) and (total := geometry.map_of(op.outputs[0])) and total.level in levels
     ]
+
+
+def _is_off_the_maps(op: Op, geometry: Geometry) -> bool:
+    """Whether an operation is a convolution of something else than a map of the image: of windows, of other data."""
+    if op.kind != "convolution" or geometry.map_of(op.outputs[0]) is not None:
+        return False
+    return op.outputs[0].shape[1] > 1 and prod(op.outputs[0].shape[2:]) > 1
 
 
 def _shared(chosen: list[Block], trace: Trace) -> list[str]:

@@ -38,7 +38,7 @@ def blocks_by_level(blocks: list[Block], dilated_away: dict[str, int]) -> dict[i
     """
     grouped: dict[tuple[str, int, int], _Group] = defaultdict(_Group)
     for block in blocks:
-        grouped[block.name.rpartition(".")[0], block.map.channels, block.map.level].append(block)
+        grouped[_parent(block), block.map.channels, block.map.level].append(block)
     groups = list(grouped.values())
     strides = _strides_by_dilation(groups, trusted=bool(dilated_away))
     levels: dict[int, list[Block]] = defaultdict(list)
@@ -47,6 +47,10 @@ def blocks_by_level(blocks: list[Block], dilated_away: dict[str, int]) -> dict[i
             said = max((n for prefix, n in dilated_away.items() if block.name.startswith(prefix)), default=0)
             levels[block.map.level + max(count, said)].append(block)
     return {level: sorted(levels[level], key=lambda block: block.order) for level in sorted(levels)}
+
+
+def _parent(block: Block) -> str:
+    return block.name.rpartition(".")[0]
 
 
 def _reads(block: Block, above: set[Value], deepest: set[Value]) -> bool:
@@ -63,7 +67,10 @@ def _reads(block: Block, above: set[Value], deepest: set[Value]) -> bool:
 
 
 def _strides_by_dilation(groups: list[_Group], trusted: bool) -> list[int]:
-    """The number of strides that each group has traded for dilation; all 0 if the dilation is there for context."""
+    """The number of strides that each group has traded for dilation; all 0 if the dilation is there for context.
+
+    A stride that is dilated away was that of a stage, which ends in other channels than the one before.
+    """
     smallest = min(group.dilation for group in groups)  # some networks are dilated everywhere
     counts = [round(log2(group.dilation / smallest)) for group in groups]
     if trusted:
@@ -73,8 +80,13 @@ def _strides_by_dilation(groups: list[_Group], trusted: bool) -> list[int]:
     reached, is_first = 0, True
     deepest: set[Value] = set()
     above: set[Value] = set()
+    last_channels = {_parent(block): block.map.channels for group in groups for block in group}
+    channels = 0, 0
     for group, count in zip(groups, counts, strict=True):
         if count and (group.level < lowest or is_first):
+            return [0] * len(groups)
+        before, channels = channels, (group[0].map.channels, last_channels[_parent(group[0])])
+        if count > reached and channels == before:
             return [0] * len(groups)
         is_first = is_first and group.level < lowest
         if group.level == lowest and count > reached:

@@ -62,8 +62,8 @@ def find_residuals(trace: Trace, geometry: Geometry, units: list[ConvNormAct]) -
 
 
 def count_residuals(trace: Trace) -> int:
-    """The number of residual adds, whether of feature maps, of tokens or of other tensors."""
-    return sum(1 for _ in _residual_adds(trace))
+    """The number of residual adds with weights in the branch, whether of feature maps, of tokens or of others."""
+    return sum(any(op.kind in WEIGHTED for op in residual.branch_ops) for residual in _residual_adds(trace))
 
 
 def _residual_adds(trace: Trace) -> Iterator[Residual]:

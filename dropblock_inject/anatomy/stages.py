@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import DropBlockTypeError, TraceError
+from ..errors import DropBlockTypeError, NoTrunkError, TraceError
 from ..tracing.example_input import failure_of, shapes_of, trace_model
 from ..tracing.trace import Trace
 from .blocks import Block
@@ -105,7 +105,12 @@ def find_trunk(model: nn.Module, example_input: Any = None) -> Trunk:
     with _without_garbage_collection():
         trace = trace_model(model, example_input)
         geometry = Geometry.of(trace)
-        by_level, off_trunk, units = find_trunk_levels(model, trace, geometry)
+        try:
+            by_level, off_trunk, units = find_trunk_levels(model, trace, geometry)
+        except NoTrunkError as problem:
+            if trace.error is None:
+                raise
+            raise _ended_early(model, trace, "") from problem
     assert geometry is not None  # where there is a trunk
     is_behind = any(block.place in ("neck", "decoder", "head") for block in off_trunk.blocks)
     _refuse_half_a_trunk(model, trace, [block for blocks in by_level.values() for block in blocks], is_behind)
@@ -159,13 +164,18 @@ def _refuse_half_a_trunk(model: nn.Module, trace: Trace, blocks: list[Block], is
     kinds -= {nn.Sequential, type(model)}
     missed = [name for name, module in model.named_modules() if type(module) in kinds and name not in called]
     if missed:
-        raise TraceError(
-            f"the forward pass of {type(model).__name__} without data, on an input of shape {shapes_of(trace)}, ended "
-            f"early, before {missed[0]}: {failure_of(trace)}. DropBlock would only come into the part before it. If "
-            "the model takes images of another size or other arguments, pass what it is called with as example_input. "
-            "What its code asks of the values of a tensor (item(), numpy(), if tensor:) has no answer there: leave it "
-            "out in eval mode"
-        ) from trace.error
+        raise _ended_early(model, trace, f", before {missed[0]}") from trace.error
+
+
+def _ended_early(model: nn.Module, trace: Trace, where: str) -> TraceError:
+    """The error that says why a pass did not come to its end, or to some block."""
+    only = "DropBlock would only come into the part before it" if where else "The part before it is no trunk"
+    return TraceError(
+        f"the forward pass of {type(model).__name__} without data, on an input of shape {shapes_of(trace)}, ended "
+        f"early{where}: {failure_of(trace)}. {only}. If the model takes images of another size or other arguments, "
+        "pass what it is called with as example_input. What its code asks of the values of a tensor (item(), numpy(), "
+        "if tensor:) has no answer there: leave it out in eval mode"
+    )
 
 
 def _last(blocks: list[Block]) -> Block:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import NoTrunkError
 from ..tracing.operations import WEIGHTED
-from ..tracing.trace import Trace, Value, ancestors
+from ..tracing.trace import Trace, Value, ancestors, original
 from .blocks import Block, Blocks, enclosing_calls, enclosing_sequences, find_blocks, sequences_of_blocks
 from .conv_norm_act import ConvNormAct
 from .families import EMBEDDINGS, TRUNKS
@@ -17,7 +17,7 @@ from .levels import blocks_by_level
 from .off_trunk import OffTrunk, placed, puts_out_result, read_by_layers
 from .residual_adds import count_residuals
 from .timm_feature_info import strides_dilated_away
-from .upsampling import raised_values, raising_ops
+from .upsampling import raised_values, raising_ops, values_behind_grids
 
 
 def find_trunk_levels(
@@ -52,7 +52,7 @@ def find_trunk_levels(
     found = found.filter(lambda block: not geometry.gates.issuperset(_results(block)))
     blocks = found.residual + _beside(found.residual, found.composite, trace)
     convolves = any(_convolves(block) and block.output[1] not in raised for block in found.residual)
-    if not convolves or _is_behind_a_plain_network(_on_the_way_down(blocks, raised), found, geometry):
+    if not convolves or _is_in_a_plain_network(_on_the_way_down(blocks, raised), found, raised, geometry):
         blocks = _without_shortcuts(type(model).__name__, found, trace, geometry, raised)
     blocks = _before_neck(sorted(blocks, key=lambda block: block.order), raised)
     _refuse_a_decoder_alone(type(model).__name__, blocks, raised, trace, geometry)
@@ -69,17 +69,17 @@ def _on_the_way_down(blocks: list[Block], raised: set[Value]) -> list[Block]:
     return [block for level in _leading_down(levels).values() for block in level]
 
 
-def _is_behind_a_plain_network(blocks: list[Block], found: Blocks, geometry: Geometry) -> bool:
-    """Whether these blocks are at one resolution, and more convolutions before them lead down to it in steps."""
+def _is_in_a_plain_network(blocks: list[Block], found: Blocks, raised: set[Value], geometry: Geometry) -> bool:
+    """Whether these blocks are at one resolution, and more convolutions lead down to it or further down, in steps."""
     if len({block.map.level for block in blocks}) > 1:
         return False
-    start = min(block.order for block in blocks)
+    start, level = min(block.order for block in blocks), blocks[0].map.level
     units = [
         unit
         for block in (*found.composite, *found.single)
         for unit in block.units
         if block not in blocks
-        and block.order < start
+        and (block.order < start or (block.map.level > level and block.output[1] not in raised))
         and unit.op.kind == "convolution"
         and (unit.is_activated(block.scope) or len(block.units) > 1)  # branches side by side have one activation
     ]
@@ -93,13 +93,14 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
     embeddings = tuple(name for names in _children(trace, EMBEDDINGS).values() for name in names)
     if embeddings:
         return [block for block in found.single if _is_in(block, embeddings)]
-    encoder = found.filter(lambda block: block.output[1] not in raised)
+    context = values_behind_grids(trace, geometry)
+    encoder = found.filter(lambda block: block.output[1] not in raised and block.output[1] not in context)
     read = read_by_layers(trace)
     singles = [
         block for block in encoder.single if not block.units[0].cuts_patches and not puts_out_result(block, read)
     ]
-    blocks = list(encoder.composite)
-    if not blocks or _is_behind_a_plain_network(blocks, encoder, geometry):
+    blocks = [block for block in encoder.composite if not (_ends_in_bare_unit(block) and puts_out_result(block, read))]
+    if not blocks or _is_in_a_plain_network(blocks, encoder, raised, geometry):
         blocks += singles
     else:
         blocks += _at_the_bottom(singles, blocks, trace, geometry)
@@ -123,6 +124,11 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
     if not blocks:
         raise NoTrunkError(f"no convolutional trunk in {model}: {_reason(found, encoder)}")
     return blocks
+
+
+def _ends_in_bare_unit(block: Block) -> bool:
+    """Whether a block puts out what its last convolution does, without norm and activation."""
+    return block.units[-1].convolved is original(block.output[1], block.scope)
 
 
 def _at_the_bottom(singles: list[Block], others: list[Block], trace: Trace, geometry: Geometry) -> list[Block]:
@@ -207,10 +213,26 @@ def _refuse_a_decoder_alone(
 
 
 def _leading_down(levels: dict[int, list[Block]]) -> dict[int, list[Block]]:
-    """The blocks of the lowest resolution, and of the others those that these are computed from."""
+    """The blocks of the lowest resolution, and of the others those that these are computed from.
+
+    Blocks of the lowest resolution without a shortcut are left out if they are in one part of the network with others
+    that lead nowhere: a head or a lateral convolution of each level.
+    """
     lowest = max(levels)
     before = ancestors(block.output[1] for block in levels[lowest])
     leading = {
         level: [b for b in blocks if level == lowest or b.output[1] in before] for level, blocks in levels.items()
     }
+    aside = [b for level in levels for b in levels[level] if b not in leading[level] and not b.residuals]
+    parts = {part for block in aside for part in _parts_around(block)}
+    parts -= {part for level in levels if level < lowest for b in leading[level] for part in _parts_around(b)}
+    trunk = [block for block in levels[lowest] if block.residuals or parts.isdisjoint(_parts_around(block))]
+    if len(trunk) < len(levels[lowest]):
+        return _leading_down({**levels, lowest: trunk} if trunk else {k: v for k, v in levels.items() if k < lowest})
     return {level: blocks for level, blocks in leading.items() if blocks}
+
+
+def _parts_around(block: Block) -> set[str]:
+    """The names of the modules around a block, the model itself left out."""
+    names = block.name.split(".")
+    return {".".join(names[:count]) for count in range(1, len(names))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 
-from ..tracing.operations import UPSAMPLES
+from ..tracing.operations import GRIDS, UPSAMPLES
 from ..tracing.trace import Op, Trace, Value, first_convolution
 from .feature_maps import Geometry
 from .gates import is_factor
@@ -35,12 +35,25 @@ def raised_values(trace: Trace, geometry: Geometry, branches: Iterable[tuple[Val
     if not raising:
         return set()
     for skip, branch_ops in branches:
-        raising -= {op for op in raising.intersection(branch_ops) if not is_larger(op, skip)}
+        raising -= {op for op in raising.intersection(branch_ops) if not is_larger(op.outputs[0], skip)}
     raised: set[Value] = set()
     for op in trace.ops:
         if op in raising or not raised.isdisjoint(op.inputs):
             raised.update(op.outputs)
     return raised
+
+
+def values_behind_grids(trace: Trace, geometry: Geometry) -> set[Value]:
+    """The tensors computed from a feature map that was pooled to a fixed number of pixels, as for context."""
+    first = first_convolution(trace)
+    behind: set[Value] = set()
+    for op in trace.ops[first.index :] if first is not None else ():
+        is_grid = (
+            op.kind in GRIDS and geometry.map_of(op.outputs[0]) is not None and is_larger(op.inputs[0], op.outputs[0])
+        )
+        if is_grid or not behind.isdisjoint(op.inputs):
+            behind.update(op.outputs)
+    return behind
 
 
 def leads_to_gates(ops: list[Op], geometry: Geometry) -> bool:
@@ -55,9 +68,9 @@ def _is_of_gate(op: Op, geometry: Geometry) -> bool:
 
 def _raises(op: Op, geometry: Geometry) -> bool:
     is_upsampling = op.kind in UPSAMPLES or (op.kind == "convolution" and op.strides is None)
-    return is_upsampling and geometry.map_of(op.inputs[0]) is not None and is_larger(op, op.inputs[0])
+    return is_upsampling and geometry.map_of(op.inputs[0]) is not None and is_larger(op.outputs[0], op.inputs[0])
 
 
-def is_larger(op: Op, value: Value) -> bool:
-    """Whether an upsampling puts out more pixels than a map has."""
-    return prod(op.outputs[0].shape[2:]) > prod(value.shape[2:])
+def is_larger(value: Value, other: Value) -> bool:
+    """Whether a map has more pixels than another one; the channels of both come first."""
+    return prod(value.shape[2:]) > prod(other.shape[2:])

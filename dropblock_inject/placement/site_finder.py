@@ -123,7 +123,8 @@ class SiteFinder:
 
     def _output(self, block: Block) -> HookPoint | None:
         key, value = block.output
-        if block.is_module:
+        put_out = block.scope.outputs.get(key)
+        if block.is_module and put_out is not None and self._geometry.map_of(put_out) == self._geometry.map_of(value):
             return block_output(block.name, value, key)
         if block.residuals:
             return self._finder.after(value, block.scope) or self._finder.before(value, block.scope)

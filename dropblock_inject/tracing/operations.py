@@ -52,6 +52,16 @@ RESAMPLES = frozenset(
 ) | {"_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d"}
 # Operations that raise the resolution of a map, or may; a transposed convolution does so too.
 UPSAMPLES = RESAMPLES | {"max_unpool2d", "max_unpool3d", "pixel_shuffle"}
+# Poolings to a number of pixels that is fixed beforehand.
+GRIDS = frozenset(
+    (
+        "_adaptive_avg_pool2d",
+        "_adaptive_avg_pool3d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
+    )
+)
 # Operations between maps of different size, of which the sizes tell how their resolutions are related.
 RESIZES = RESAMPLES | {
     "_adaptive_avg_pool2d",

@@ -6,17 +6,19 @@ neither memory nor arithmetic and the model itself is never touched.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .constants import Constants, tensors_in
 from .meta_copy import meta_copy, to_meta
 from .shape_cache import ShapeCache
 from .trace import SHARED_WRITE, Call, Op, Trace, Value
@@ -40,7 +42,9 @@ def trace_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trac
     """
     model, prefix = unwrapped(model)
     with torch.inference_mode(False):  # which would hide operations inside compound ones
-        return _record(meta_copy(model).eval(), prefix, to_meta(args), to_meta(kwargs))
+        meta_model = meta_copy(model).eval()
+        constants = Constants(ShapeCache(), zip(meta_model.buffers(), model.buffers(), strict=True))
+        return _record(meta_model, prefix, to_meta(args), to_meta(kwargs), constants)
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
@@ -59,9 +63,9 @@ def without_data() -> Iterator[None]:
         yield
 
 
-def _record(meta_model: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any]) -> Trace:
-    recorder = _Recorder()
-    for tensor in _tensors((args, kwargs)):
+def _record(meta_model: nn.Module, prefix: str, args: tuple, kwargs: dict[str, Any], constants: Constants) -> Trace:
+    recorder = _Recorder(constants)
+    for tensor in tensors_in((args, kwargs)):
         recorder.add_input(tensor)
     iterated: set[str] = set()
     modules = {f"{prefix}{name}".removesuffix("."): module for name, module in meta_model.named_modules()}
@@ -71,7 +75,7 @@ def _record(meta_model: nn.Module, prefix: str, args: tuple, kwargs: dict[str, A
         module.register_forward_hook(recorder.leaving, with_kwargs=True)
     iterated.clear()
     error = None
-    with without_data(), recorder:
+    with without_data(), constants, recorder:
         try:
             meta_model(*args, **kwargs)
         except Exception as problem:  # whatever the model's own code raises on tensors without data
@@ -81,33 +85,37 @@ def _record(meta_model: nn.Module, prefix: str, args: tuple, kwargs: dict[str, A
 
 
 class _WatchedChildren(dict):
-    """The children of a module; notes it when they are gone through."""
+    """The children of a module; notes it when they are gone through, other than in search of parameters and buffers."""
 
     def __init__(self, children: dict[str, nn.Module | None], name: str, iterated: set[str]) -> None:
         super().__init__(children)
-        self._note = partial(iterated.add, name)
+        self._name, self._iterated = name, iterated
+
+    def _note(self, asked_by: FrameType) -> None:
+        if asked_by.f_code is not nn.Module.named_modules.__code__:
+            self._iterated.add(self._name)
 
     def __iter__(self) -> Iterator[str]:
-        self._note()
+        self._note(sys._getframe(1))
         return super().__iter__()
 
     def keys(self) -> Any:
-        self._note()
+        self._note(sys._getframe(1))
         return super().keys()
 
     def values(self) -> Any:
-        self._note()
+        self._note(sys._getframe(1))
         return super().values()
 
     def items(self) -> Any:
-        self._note()
+        self._note(sys._getframe(1))
         return super().items()
 
 
 class _Recorder(TorchDispatchMode):
     """Sees every operation, down to those inside compound functions, and the module calls around them."""
 
-    def __init__(self) -> None:
+    def __init__(self, constants: Constants) -> None:
         super().__init__()
         self.calls: list[Call] = []
         self.ops: list[Op] = []
@@ -115,15 +123,16 @@ class _Recorder(TorchDispatchMode):
         self._stack: list[Call] = []
         self._tensors: dict[int, tuple[Tensor, Value]] = {}  # holds the tensors, so that ids stay unique
         self._by_storage: dict[int, list[Tensor]] = defaultdict(list)
-        self._run = ShapeCache()
+        self._run = constants.run
 
     def add_input(self, tensor: Tensor) -> None:
         self.inputs.append(self._new_value(tensor, None))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        inputs = [self._tensors[id(t)][1] for t in _tensors((args, kwargs)) if id(t) in self._tensors]
-        output = self._run(func, args, kwargs)
+        tensors = list(tensors_in((args, kwargs)))
+        inputs = [self._tensors[id(t)][1] for t in tensors if id(t) in self._tensors]
+        output = self._run(func, args, kwargs, tensors)
         if inputs and self._stack:
             arguments = tuple((self._value(a) or a) if isinstance(a, Tensor) else a for a in args)
             kind = func._schema.name.partition("::")[2].rstrip("_")
@@ -133,10 +142,10 @@ class _Recorder(TorchDispatchMode):
             self.ops.append(op)
             for value in inputs:
                 value.readers.append(op)
-            written = [t for index in _written(func) if index < len(args) for t in _tensors((args[index],))]
+            written = [t for index in _written(func) if index < len(args) for t in tensors_in((args[index],))]
             for tensor in written:
                 self._rewrite(tensor, op)
-            for tensor in _tensors((output,)):
+            for tensor in tensors_in((output,)):
                 if not any(tensor is t for t in written):
                     op.outputs.append(self._new_value(tensor, op))
         return output
@@ -228,15 +237,3 @@ def _written(func: Any) -> tuple[int, ...]:
 def _aliases(func: Any) -> bool:
     """Whether an operation returns a view of what it is given."""
     return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
-
-
-def _tensors(nested: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and dicts."""
-    if isinstance(nested, Tensor):
-        yield nested
-    elif isinstance(nested, dict):
-        for entry in nested.values():
-            yield from _tensors(entry)
-    elif isinstance(nested, tuple | list):
-        for entry in nested:
-            yield from _tensors(entry)

@@ -45,3 +45,16 @@ def test_stages_behind_dilated_ones_with_less_dilation_are_of_the_lowest_level()
 def test_dilation_for_context_changes_no_level(dilations: list[list[int]]) -> None:
     one, two, three = dilations
     assert reductions(stage(8, 8, 1, one), stage(8, 16, 2, two), stage(16, 32, 2, three)) == [2, 4, 8]
+
+
+def test_dilation_that_grows_from_block_to_block_of_the_same_channels_is_for_context() -> None:
+    """As in temporal convolutional networks, each block with a sequence of its own around it."""
+    blocks = (nn.Sequential(Residual(8, 8, 1, dilation)) for dilation in (1, 2, 4))
+    assert names(nn.Sequential(conv(3, 8, 2), *blocks), IMAGE) == [(2, ["1.0", "2.0", "3.0"])]
+
+
+def test_a_dilated_stage_may_begin_with_the_channels_of_the_one_before() -> None:
+    """As with depthwise convolutions before those that change the channels."""
+    first = nn.Sequential(Residual(8, 8, 2), Residual(8, 16))
+    second = nn.Sequential(Residual(16, 16, 1, 2), Residual(16, 32, 1, 2))
+    assert reductions(first, second) == [4, 8]

@@ -151,6 +151,30 @@ def test_a_residual_block_behind_a_plain_network_is_not_all_of_the_trunk() -> No
     ]
 
 
+def test_a_residual_block_before_a_plain_network_is_not_all_of_the_trunk() -> None:
+    net = nn.Sequential(conv(3, 8, 2), Residual(8, 8), conv(8, 16, 2), conv(16, 16), conv(16, 32, 2), conv(32, 32))
+    assert names(net, IMAGE) == [(2, ["0.0", "1"]), (4, ["2.0", "3.0"]), (8, ["4.0", "5.0"])]
+
+
+def test_a_few_convolutions_behind_residual_blocks_are_no_trunk() -> None:
+    """As the extra levels of a detector."""
+    net = nn.Sequential(*(Residual(n, 8) for n in (3, 8, 8)), conv(8, 16, 2), conv(16, 32, 2))
+    assert names(net, IMAGE) == [(1, ["0", "1", "2"])]
+
+
+def test_an_activation_with_an_addition_in_it_is_no_residual_branch() -> None:
+    """As in the entropy models of image compression: x + a * tanh(x), many times behind the trunk."""
+
+    class Likelihood(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(9):
+                x = x + 0.5 * torch.tanh(x)
+            return x
+
+    net = nn.Sequential(conv(3, 8, 2), conv(8, 16, 2), nn.Flatten(2), Likelihood())
+    assert names(net, IMAGE) == [(2, ["0.0"]), (4, ["1.0"])]
+
+
 def test_a_module_of_several_units_behind_a_plain_network_is_not_all_of_the_trunk() -> None:
     stages = [conv(3, 8, 2), conv(8, 8), conv(8, 16, 2), conv(16, 16), conv(16, 32, 2), conv(32, 32)]
     net = nn.Sequential(*stages, DoubleConv(32, 32))

@@ -191,6 +191,20 @@ def test_a_plan_changes_nothing_until_it_is_applied() -> None:
         plan.apply()
 
 
+def test_a_model_that_asks_for_its_parameters_does_not_run_what_is_registered() -> None:
+    """As those of diffusers ask for their dtype."""
+
+    class Asking(CifarResNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert len({parameter.dtype for parameter in self.parameters()}) == 1
+            return super().forward(x)
+
+    plan = plan_dropblock(Asking(), None, example_input=torch.empty(1, 3, 32, 32))
+    assert [site.name for site in plan] == [
+        site.name for site in plan_dropblock(CifarResNet(), None, example_input=torch.empty(1, 3, 32, 32))
+    ]
+
+
 def test_the_table() -> None:
     plan = plan_dropblock(plain_conv_net(), (3, 4), example_input=torch.empty(1, 3, 32, 32))
     assert str(plan) == (

@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-LIBRARIES = ("pytorchcv", "transformers", "ultralytics", "monai")
+LIBRARIES = ("pytorchcv", "transformers", "ultralytics", "monai", "segmentation_models_pytorch")
 _MOST_PIXELS = 224  # per side, where a network has no size of its own that it insists on
 
 
@@ -233,9 +234,52 @@ def _of_monai() -> dict[str, Entry]:
     return dict(wanted)
 
 
+def _of_segmentation_models_pytorch() -> dict[str, Entry]:
+    smp: Any = importlib.import_module("segmentation_models_pytorch")
+    decoders = (
+        "Unet",
+        "UnetPlusPlus",
+        "MAnet",
+        "Linknet",
+        "FPN",
+        "PSPNet",
+        "DeepLabV3Plus",
+        "PAN",
+        "UPerNet",
+        "Segformer",
+    )
+    encoders = ("resnet18", "efficientnet-b0", "mobilenet_v2", "mobileone_s0", "vgg11_bn", "densenet121", "mit_b0")
+    encoders += ("tu-convnext_atto", "tu-regnety_002")
+    # With a U-Net alone: one encoder of each kind.
+    others = ("resnext50_32x4d", "dpn68", "vgg11", "se_resnet50", "se_resnext50_32x4d", "inceptionresnetv2", "xception")
+    others += (
+        "inceptionv4",
+        "timm-efficientnet-b0",
+        "timm-tf_efficientnet_lite0",
+        "timm-skresnet18",
+        "tu-hrnet_w18_small",
+    )
+    others += ("tu-mobilenetv3_small_050",)
+    # Encoders that a decoder refuses: it needs maps that they do not have, or dilation.
+    refused = {
+        "mit_b0": ("UnetPlusPlus", "Linknet"),
+        "vgg11_bn": ("DeepLabV3Plus", "PAN"),
+        "densenet121": ("DeepLabV3Plus", "PAN"),
+    }
+
+    def entry(decoder: str, encoder: str) -> tuple[str, Entry]:
+        make = partial(getattr(smp, decoder), encoder, encoder_weights=None)
+        return f"{decoder}-{encoder}", (decoder, make, (3, 128, 128))
+
+    pairs = [(decoder, encoder) for decoder in decoders for encoder in encoders]
+    pairs += [("Unet", encoder) for encoder in others]
+    return dict(entry(decoder, encoder) for decoder, encoder in pairs if decoder not in refused.get(encoder, ()))
+
+
 _NETWORKS = {
     "pytorchcv": _of_pytorchcv,
     "transformers": _of_transformers,
     "ultralytics": _of_ultralytics,
     "monai": _of_monai,
+    "segmentation_models_pytorch": _of_segmentation_models_pytorch,
 }
