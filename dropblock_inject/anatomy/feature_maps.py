@@ -189,8 +189,9 @@ class _Layouts:
 
         Both have the same numbers and the same channels.
         """
-        origin = max(origins.values(), key=_place, default=output)
-        if len(origin.shape) == len(output.shape) or prod(origin.shape) != prod(output.shape):
+        others = [origin for rank, origin in origins.items() if rank != len(output.shape)]
+        origin = max(others, key=_place, default=None)
+        if origin is None or prod(origin.shape) != prod(output.shape):
             return None
         layout, size, other = self._layouts[origin], origin.shape[2:], output.shape[2:]
         if layout.channel_dim != 1 or origin.shape[1:2] != output.shape[1:2]:
