@@ -182,7 +182,7 @@ PEERS = (
                 "TheirSchedule(TheirDrop(0.0, 3), 0.0, 0.25, 5).state_dict().keys()",
                 "nothing",
                 "KeepProbSchedule(DropBlock(0.75, 3), 5).state_dict().keys()",
-                "last_step, total_steps, warmup_steps, start, end, mode",
+                "last_step, total_steps, warmup_steps, start, end, mode, targets",
             ),
             Claim(
                 "turns half precision into single",
