@@ -40,6 +40,7 @@ SLOW = (
     r"tests/surgery/test_survival\.py::test_inductor_",
     r"tests/surgery/test_faults\.py::.*\[(own:concat_net|timm:resnet18)\]",
     r"tests/training/test_distributed\.py::test_a_killed_process_",
+    r"tests/training/test_monitor\.py::test_a_compiled_model_.*\[aot_eager\]",
     r"tests/training/test_distributed\.py::test_two_ranks_.*\[fsdp\]",
     r"tests/ops/test_masks\.py::test_the_mask_is_the_same_in_every_memory_layout\[kernels-shape[12]-",
     r"tests/ops/test_drop_block\.py::test_a_thousand_scheduled_steps_.*\[(inductor|aot_eager-0|.*'per_channel')",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -14,13 +13,13 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import DropBlockTypeError, DropBlockValueError, DropBlockWarning, ScheduleError
 from ..surgery.keep_prob import NEEDED, has_settable_keep_prob, keep_prob_of, set_keep_prob
-from ..surgery.place import Label, target_of
+from ..surgery.place import target_of
 from ..surgery.splice import dropping_layers
 from ..surgery.status import check_dropblock
 from .inner_optimizer import innermost
 from .modes import MODES, fraction_at
 from .monitor import DropMonitor
-from .schedule_state import check_int, differences
+from .schedule_state import check_int, differences, targets_in
 from .step_check import StepCheck
 
 logger = logging.getLogger(__name__)
@@ -228,7 +227,7 @@ class KeepProbSchedule:
             "start": self.start,
             "end": self.end,
             "mode": self._mode_name,
-            "targets": json.dumps(self._targets()),
+            "targets": targets_in(self.model),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
@@ -261,15 +260,6 @@ class KeepProbSchedule:
     @property
     def _mode_name(self) -> str:
         return self.mode if isinstance(self.mode, str) else getattr(self.mode, "__qualname__", "callable")
-
-    def _targets(self) -> dict[str, float]:
-        """The target of each site, by its name in the network that was injected: wrappers do not count."""
-        targets = {}
-        for name, layer in dropping_layers(self.model).items():
-            if has_settable_keep_prob(layer):
-                label = Label.of(layer)
-                targets[name if label is None else label.site.name] = target_of(layer)
-        return targets
 
     def _fraction_at(self, step: int) -> float:
         """The fraction of the way from start to end at a step, in [0, 1]."""

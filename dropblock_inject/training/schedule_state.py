@@ -1,13 +1,28 @@
-"""The state of a schedule, held against that of another one: is it one, and what differs?"""
+"""The state of a schedule: the targets of its sites, and what differs from the state of another one."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from torch import nn
+
 from ..errors import DropBlockTypeError, DropBlockValueError, ScheduleError
+from ..surgery.keep_prob import has_settable_keep_prob
+from ..surgery.place import Label, target_of
+from ..surgery.splice import dropping_layers
 
 _SINCE = {"targets"}  # keys that a state of version 0.1 does not have
+
+
+def targets_in(model: nn.Module) -> str:
+    """The target of each site of a model, as JSON, by its name in the network that was injected, wrappers left out."""
+    targets = {}
+    for name, layer in dropping_layers(model).items():
+        if has_settable_keep_prob(layer):
+            label = Label.of(layer)
+            targets[name if label is None else label.site.name] = target_of(layer)
+    return json.dumps(targets)
 
 
 def differences(saved: Any, own: dict[str, Any]) -> str:
