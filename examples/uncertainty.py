@@ -74,27 +74,24 @@ def run_once(network: str, recipe: Recipe, setting: Setting, seed: int, source: 
 
         return apply
 
-    (net, *_) = nets
+    net = nets[0]
     logits = in_parts(net)
-    lines = {}
-    if len(nets) == 1:
-        lines[ONCE] = measures(lambda inputs: logits(inputs).softmax(1), images, others)
-    else:
-        mean = in_parts(lambda inputs: torch.stack([net(inputs).softmax(1) for net in nets]).mean(0))
-        lines["ensemble"] = measures(mean, images, others)
+    lines = {ONCE: measures(lambda inputs: logits(inputs).softmax(1), images, others)}
     if setting.name == "none":
         temperature = fit_temperature(logits(held_out), held_out_labels)
         lines["temperature scaling"] = measures(lambda x: (logits(x) / temperature).softmax(1), images, others)
+    if len(nets) > 1:
+        mean = in_parts(lambda inputs: torch.stack([net(inputs).softmax(1) for net in nets]).mean(0))
+        lines["ensemble of five"] = measures(mean, images, others)
     for passes in PASSES if setting.drops else ():
         predict = in_parts(monte_carlo(net, passes))
         few = passes < 10  # measured for their calibration alone
         lines[f"{passes} passes"] = measures(predict, images, {} if few else others, calibration_only=few)
-    if len(nets) == 1:  # the last: it takes out what was injected
-        where = "branch" if network == "plain" else "paper"
-        test = images.test[::2], images.test_labels[::2]
-        with autocast:
-            dropped = [accuracy_with_dropped_blocks(net, where, *test, percent) for percent in DROPPED]
-        lines[ONCE]["dropped"] = " ".join(f"{accuracy:.2f}" for accuracy in dropped)
+    where = "branch" if network == "plain" else "paper"
+    test = images.test[::2], images.test_labels[::2]
+    with autocast:  # the last: it takes out what was injected
+        dropped = [accuracy_with_dropped_blocks(net, where, *test, percent) for percent in DROPPED]
+    lines[ONCE]["dropped"] = " ".join(f"{accuracy:.2f}" for accuracy in dropped)
     return lines
 
 
@@ -142,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
     runs = {}
     for seed, network, part in itertools.product(range(args.seeds), args.networks, args.parts):
         recipe = RECIPES[network]
-        epochs = args.epochs or (40 if network == "lite0" else recipe.epochs)
+        epochs = args.epochs or (80 if network == "lite0" else recipe.epochs)
         recipe = replace(recipe, images=args.max_samples or recipe.images, epochs=epochs, test_images=2000)
         for setting in PARTS[part]:
             if (args.settings and setting.name not in args.settings) or (network, setting.where) == ("plain", "output"):

@@ -137,7 +137,7 @@ class DoubtsResults:
 _COLORS = {
     "none": "#30638e",
     "none, temperature scaling": "#00798c",
-    "ensemble of five": "#555555",
+    "none, ensemble of five": "#555555",
     "Dropout, 10 passes": "#b5838d",
     "SpatialDropout, 10 passes": "#edae49",
     "DropBlock": "#f4a6ad",
@@ -146,7 +146,7 @@ _COLORS = {
 
 
 def _title(setting: str, method: str) -> str:
-    return setting if method in ("one pass", "ensemble") else f"{setting}, {method}"
+    return setting if method == "one pass" else f"{setting}, {method}"
 
 
 def _numbers(row: Curves, name: str) -> Runs:

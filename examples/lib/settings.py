@@ -21,7 +21,7 @@ class Setting:
         weight_decay: as in torch's SGD; None: the recipe's.
         drop_path: the probability to skip a residual block: that of the deepest, the others have proportionally less.
         epochs: the lengths of the trainings; (): the recipe's.
-        networks: how many are trained, each from another seed, to predict together.
+        networks: how many are trained, each from another seed. Together they are an ensemble.
     """
 
     name: str
@@ -85,8 +85,7 @@ PARTS = {"table": TABLE, "sweeps": SWEEPS, "long": LONG}
 
 _DOUBTFUL = Setting("DropBlock")
 DOUBTS = (  # of the study of uncertainty
-    Setting("none", drops=False),
-    Setting("ensemble of five", drops=False, networks=5),
+    Setting("none", drops=False, networks=5),
     replace(_DOUBTFUL, name="Dropout", block_size=1),
     replace(_DOUBTFUL, name="SpatialDropout", block_size=WHOLE_MAP),
     _DOUBTFUL,
