@@ -52,13 +52,12 @@ class DropBlock(nn.Module):
         generator: torch.Generator | None = None,
         inplace: bool = False,
     ) -> None:
-        check_arguments(keep_prob, block_size, rescale)
         super().__init__()
-        self.target_keep_prob = float(keep_prob)
-        self._keep_prob = float(keep_prob)
         self.block_size = block_size
-        self.per_channel = per_channel
         self.rescale: Rescale = rescale
+        self.keep_prob = keep_prob  # checks all three
+        self.target_keep_prob = self.keep_prob
+        self.per_channel = per_channel
         self.calibrated = calibrated
         self.channel_dim = channel_dim
         self.generator = generator
@@ -69,12 +68,14 @@ class DropBlock(nn.Module):
     @property
     def keep_prob(self) -> float:
         """Current share of the feature map to keep, in (0, 1]."""
-        return self._keep_prob
+        return float(self._keep_prob)
 
     @keep_prob.setter
     def keep_prob(self, value: float) -> None:
         check_arguments(value, self.block_size, self.rescale)
-        self._keep_prob = float(value)
+        # torch.compile makes a symbol of a float that has changed. A symbol that is of no use in one graph is a
+        # constant in all later ones, which then are compiled for each value. An int of 1 is never a symbol.
+        self._keep_prob: float = 1 if value == 1 else float(value)
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
@@ -82,11 +83,12 @@ class DropBlock(nn.Module):
         return self._drop(input) if self.monitor is None else self.monitor(self._drop, input)
 
     def _drop(self, input: Tensor) -> Tensor:
+        if not (self.training and self.enabled):
+            return input
         return drop_block(
             input,
             self._keep_prob,
             self.block_size,
-            training=self.training and self.enabled,
             per_channel=self.per_channel,
             rescale=self.rescale,
             calibrated=self.calibrated,

@@ -807,6 +807,22 @@ def test_a_thousand_scheduled_steps_need_at_most_two_graphs(backend, start, opti
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+def test_a_second_training_in_the_same_process_needs_as_many_graphs_as_the_first():
+    """torch makes a symbol of a float that it has seen change, and would do so at keep_prob 1, where it has no use."""
+    torch._dynamo.reset()
+    for channels in (4, 6):  # another network, so that the graphs of the first are of no use
+        torch._dynamo.utils.counters.clear()
+        model = nn.Sequential(nn.Conv2d(3, channels, 3), DropBlock(0.5, 3), DropBlock(0.8, 3))
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        for step in range(6):
+            for layer in (model[1], model[2]):
+                layer.keep_prob = 1 - step / 20
+            for enabled in (True, False):
+                model[1].enabled = enabled
+                compiled(torch.randn(2, 3, 14, 14)).sum().backward()
+        assert 3 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+
+
 @pytest.mark.parametrize("rescale", RESCALES)
 def test_a_compiled_graph_saves_the_seed_and_not_the_mask(rescale):
     torch._dynamo.reset()
