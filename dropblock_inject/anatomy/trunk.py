@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import NoTrunkError
 from ..tracing.operations import WEIGHTED
-from ..tracing.trace import Trace, Value, ancestors, original
+from ..tracing.trace import Call, Trace, Value, ancestors, first_convolution, original
 from .blocks import Block, Blocks, enclosing_calls, enclosing_sequences, find_blocks, sequences_of_blocks
 from .conv_norm_act import ConvNormAct
 from .families import EMBEDDINGS, TRUNKS
@@ -32,7 +32,8 @@ def find_trunk_levels(
     the same class. In a network without shortcuts it consists of the modules of several convolution units, or else of
     the units themselves; and of the blocks at its end, if that is where all of them are. The blocks of the trunk lead
     to the lowest resolution, on the way down: a decoder, the top-down part of a pyramid, and the path down again of a
-    PAN neck are not parts of it.
+    PAN neck are not parts of it. Where a module has all of the way down and puts out maps of several resolutions, as
+    an encoder does, the trunk is in that module.
 
     Raises:
         NoTrunkError: there are none.
@@ -57,6 +58,7 @@ def find_trunk_levels(
     blocks = _before_neck(sorted(blocks, key=lambda block: block.order), raised)
     _refuse_a_decoder_alone(type(model).__name__, blocks, raised, trace, geometry)
     levels = _leading_down(blocks_by_level(blocks, strides_dilated_away(model)))
+    levels = _in_the_encoder(levels, trace, geometry)
     return levels, placed(every, list(levels.values()), raised, trace, geometry), found.units
 
 
@@ -230,6 +232,29 @@ def _leading_down(levels: dict[int, list[Block]]) -> dict[int, list[Block]]:
     if len(trunk) < len(levels[lowest]):
         return _leading_down({**levels, lowest: trunk} if trunk else {k: v for k, v in levels.items() if k < lowest})
     return {level: blocks for level, blocks in leading.items() if blocks}
+
+
+def _in_the_encoder(levels: dict[int, list[Block]], trace: Trace, geometry: Geometry) -> dict[int, list[Block]]:
+    """The blocks of the encoder, if there is one; else all of them.
+
+    It is the innermost module that contains the first convolution and blocks of every level, and puts out maps of
+    several resolutions. What follows it at the lowest resolution is the beginning of a decoder.
+    """
+    first, lowest = first_convolution(trace), levels[max(levels)][0]
+    for call in (lowest.scope, *enclosing_calls(lowest.scope)):
+        maps = [feature_map for value in call.outputs.values() if (feature_map := geometry.map_of(value))]
+        if call.parent is None or first is None or not call.contains(first) or len({m.level for m in maps}) < 2:
+            continue
+        inside = {level: [b for b in blocks if _puts_out(call, b)] for level, blocks in levels.items()}
+        if all(inside.values()):
+            return inside
+    return levels
+
+
+def _puts_out(call: Call, block: Block) -> bool:
+    """Whether the output of a block is computed in a call."""
+    producer = block.output[1].producer
+    return producer is not None and call.contains(producer)
 
 
 def _parts_around(block: Block) -> set[str]:

@@ -1,11 +1,14 @@
-"""Parts beside the trunk of a network without shortcuts: maps pooled for context, heads of each level, results."""
+"""Parts beside the trunk: maps pooled for context, heads of each level, results, the beginning of a decoder."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from small_networks import DoubleConv, Residual, conv, names
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dropblock_inject import plan_dropblock
 
 IMAGE = torch.empty(1, 3, 64, 64)
 
@@ -97,3 +100,54 @@ def test_a_last_stage_that_ends_in_tokens_is_trunk() -> None:
 
     net = nn.Sequential(DoubleConv(3, 8, 2), DoubleConv(8, 16, 2), Mixed())
     assert names(net, IMAGE) == [(2, ["0"]), (4, ["1"]), (8, ["2"])]
+
+
+@pytest.mark.parametrize("block", [Residual, DoubleConv])
+def test_a_decoder_that_begins_at_the_lowest_resolution_is_no_trunk(block: type[nn.Module]) -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.stages = conv(3, 8), nn.ModuleList([block(8, 16, 2), block(16, 32, 2)])
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            high = self.stages[0](self.stem(x))
+            return [high, self.stages[1](high)]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.center, self.up, self.head = Encoder(), block(32, 32), block(48, 16), conv(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            high, low = self.encoder(x)
+            raised = F.interpolate(self.center(low), scale_factor=2)
+            return self.head(self.up(torch.cat((raised, high), 1)))
+
+    assert names(Net(), IMAGE) == [(2, ["encoder.stages.0"]), (4, ["encoder.stages.1"])]
+    decoder = [site.block for site in plan_dropblock(Net(), None, where="output", example_input=IMAGE)]
+    assert decoder[-3:-1] == ["center", "up"]
+
+
+def test_a_stage_that_puts_out_its_map_twice_is_no_encoder() -> None:
+    class Down(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.block = Residual(inputs, outputs)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.block(x)
+            return x, F.max_pool2d(x, 2)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.downs, self.bottom = nn.ModuleList([Down(3, 8), Down(8, 16)]), Residual(16, 32)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            maps = []
+            for down in self.downs:
+                kept, x = down(x)
+                maps.append(kept)
+            return [*maps, self.bottom(x)]
+
+    assert names(Net(), IMAGE) == [(1, ["downs.0.block"]), (2, ["downs.1.block"]), (4, ["bottom"])]
