@@ -70,7 +70,10 @@ class Trunk:
 def find_stages(model: nn.Module, example_input: Any = None) -> list[Stage]:
     """The stages of a model, shallow to deep, found by one shape-only forward pass; the model is not touched.
 
-    A stage is one resolution level of the trunk: of the residual blocks and of the convolution blocks beside them.
+    A stage is one resolution level of the trunk: of the residual blocks and of the convolution blocks beside them. The
+    trunk leads down to the lowest resolution. A decoder, a pyramid and a head are not in it, nor is what follows an
+    encoder: a module with all of the way down that puts out maps of several resolutions.
+
     Stage k is the level at reduction 2^(k+1). Where the deepest level is not at 32: if it is deeper, or if there are
     four levels or more, the deepest is stage 4 and the others count back from it; otherwise they count 1, 2, 3 from
     the shallowest. Dilation does not merge stages. No number is below 0, because -1 means the deepest stage wherever
