@@ -73,7 +73,7 @@ def drop_block(
     if not training:
         return input
     channel = _channel_axis(input, channel_dim)
-    if keep_prob == 1 or input.numel() == 0:
+    if _is_one(keep_prob) or input.numel() == 0:
         return input
     map_size = input.shape[1:channel] + input.shape[channel + 1 :]
     if isinstance(block_size, Sequence) and len(block_size) != len(map_size):
@@ -89,6 +89,16 @@ def drop_block(
     block = block_size_in_force(block_size, map_size)
     seed = _random_seed(input.device, generator)
     return drop(input, seed, keep_prob, inplace, Options(block, per_channel, rescale, calibrated, channel_dim))
+
+
+def _is_one(keep_prob: float) -> bool:
+    """Whether nothing is dropped. Of a symbol torch.compile does not ask, so that one graph is good for every value.
+
+    An answer would make the symbol a constant, and torch then makes constants of the symbols in later graphs too.
+    """
+    if torch.compiler.is_compiling():
+        return torch.fx.experimental.symbolic_shapes.statically_known_true(keep_prob == 1)
+    return keep_prob == 1
 
 
 def check_arguments(keep_prob: float, block_size: BlockSize, rescale: Rescale) -> None:

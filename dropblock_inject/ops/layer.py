@@ -68,14 +68,12 @@ class DropBlock(nn.Module):
     @property
     def keep_prob(self) -> float:
         """Current share of the feature map to keep, in (0, 1]."""
-        return float(self._keep_prob)
+        return self._keep_prob
 
     @keep_prob.setter
     def keep_prob(self, value: float) -> None:
         check_arguments(value, self.block_size, self.rescale)
-        # torch.compile makes a symbol of a float that has changed. A symbol that is of no use in one graph is a
-        # constant in all later ones, which then are compiled for each value. An int of 1 is never a symbol.
-        self._keep_prob: float = 1 if value == 1 else float(value)
+        self._keep_prob = float(value)
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):

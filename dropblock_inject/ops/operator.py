@@ -117,8 +117,11 @@ def _fake_drop_to(
 
 
 def _drop(input: Tensor, seed: Tensor, scale: Tensor | None, keep_prob: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    output = torch.empty_like(input)
-    return output, _drop_to(input, output, seed, scale, None, keep_prob.view(torch.float64).item(), *options)[0]
+    output, new_scale = _fake_drop(input, seed, scale, keep_prob, *options)
+    value = keep_prob.view(torch.float64).item()
+    if value == 1:
+        return output.copy_(input), new_scale.fill_(1)
+    return output, _drop_to(input, output, seed, scale, None, value, *options)[0]
 
 
 def _fake_drop(input: Tensor, seed: Tensor, scale: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
