@@ -62,8 +62,19 @@ def read_by_layers(trace: Trace) -> set[Value]:
 
 
 def puts_out_result(block: Block, read: set[Value]) -> bool:
-    """Whether a block ends in a linear convolution that no layer reads, as a fully convolutional network does."""
-    return not block.residuals and block.output[1] not in read and not block.units[-1].is_activated(block.scope)
+    """Whether a block ends in a linear convolution that no layer reads, as a fully convolutional network does.
+
+    The last dense layer of a network is no such block: its map is added to those that it was computed from.
+    """
+    if block.residuals or block.output[1] in read or block.units[-1].is_activated(block.scope):
+        return False
+    return block.scope.parent is None or not _is_concatenated_to_its_input(block)
+
+
+def _is_concatenated_to_its_input(block: Block) -> bool:
+    value = block.output[1]
+    given = ancestors([value], block.scope) - {value}
+    return any(op.kind == "cat" and not given.isdisjoint(op.inputs) for op in value.readers)
 
 
 def _has_a_site(block: Block) -> bool:

@@ -109,7 +109,9 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
     # What neither norm nor activation follows is linear: an embedding of positions, a change of resolution.
     units = [unit for block in blocks for unit in block.units if unit.tail(block.scope) is not unit.convolved]
     adds = count_residuals(trace)
-    if adds > len(units):
+    convolving = [block for block in encoder.residual if block.units and _convolves(block)]
+    # An embedding of positions may be a residual add with a single convolution.
+    if adds > len(units) and not any(len(block.units) > 1 for block in convolving):
         products = sum(op.kind in WEIGHTED and op.kind != "convolution" for op in trace.ops)
         reason = (
             "its convolutions only cut patches, embed positions or change the resolution. That is a transformer or an "
@@ -122,7 +124,7 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
             f"no convolutional trunk in {model}: it has {adds} residual adds, and none of them adds what "
             f"convolutions made of a feature map to that map; {reason}"
         )
-    blocks += (block for block in encoder.residual if block.units and _convolves(block))
+    blocks += convolving
     if not blocks:
         raise NoTrunkError(f"no convolutional trunk in {model}: {_reason(found, encoder)}")
     return blocks
@@ -241,7 +243,8 @@ def _in_the_encoder(levels: dict[int, list[Block]], trace: Trace, geometry: Geom
     several resolutions. What follows it at the lowest resolution is the beginning of a decoder.
     """
     first, lowest = first_convolution(trace), levels[max(levels)][0]
-    for call in (lowest.scope, *enclosing_calls(lowest.scope)):
+    producer = lowest.output[1].producer
+    for call in enclosing_calls(producer.call if producer else None):
         maps = [feature_map for value in call.outputs.values() if (feature_map := geometry.map_of(value))]
         if call.parent is None or first is None or not call.contains(first) or len({m.level for m in maps}) < 2:
             continue

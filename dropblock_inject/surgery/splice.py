@@ -24,26 +24,31 @@ def splice(model: nn.Module, sites: Sequence[Site], layers: Sequence[nn.Module])
     """Puts a layer at every site; if anything goes wrong, takes all of them out again."""
     injection = Injection(uuid.uuid4().hex[:8], [site.name for site in sites])
     try:
-        for site, layer in zip(sites, layers, strict=True):
-            _splice_one(model, site, injection, layer)
+        places = [_register(model, site, injection, layer) for site, layer in zip(sites, layers, strict=True)]
+        # The mask of a shortcut comes last where another is on the same tensor: the branch is given what was before it.
+        for place in sorted(places, key=lambda place: place.site.where == "skip"):
+            _hook(model, place)
     except BaseException:
         unsplice(model)
         raise
 
 
-def _splice_one(model: nn.Module, site: Site, injection: Injection, layer: nn.Module) -> None:
+def _register(model: nn.Module, site: Site, injection: Injection, layer: nn.Module) -> Place:
     owner = model.get_submodule(site.splice.owner)
     Label(site, injection).put_on(layer)
     layer.train(owner.training)
     owner.add_module(site.splice.attribute, layer)
-    place = Place(site, injection, owner)
-    hooks = []
-    for planned in site.splice.hooks:
+    return Place(site, injection, owner)
+
+
+def _hook(model: nn.Module, place: Place) -> None:
+    splice, hooks = place.site.splice, []
+    for planned in splice.hooks:
         hooks.append(planned.kind(place, *planned.arguments))
         hooks[-1].register(planned.module, model.get_submodule(planned.module))
     watching = OwnerHook(place, hooks)
     if watching.hooks:
-        watching.register(site.splice.owner, owner)
+        watching.register(splice.owner, model.get_submodule(splice.owner))
 
 
 def unsplice(model: nn.Module) -> int:

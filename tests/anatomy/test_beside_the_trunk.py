@@ -128,6 +128,59 @@ def test_a_decoder_that_begins_at_the_lowest_resolution_is_no_trunk(block: type[
     assert decoder[-3:-1] == ["center", "up"]
 
 
+def test_a_decoder_behind_a_plain_encoder_is_no_trunk() -> None:
+    """As in CRAFT: the convolutions of a VGG are blocks one by one."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.levels = nn.ModuleList([conv(3, 8, 2), conv(8, 16, 2), conv(16, 32, 2)])
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            maps = [x]
+            for level in self.levels:
+                maps.append(level(maps[-1]))
+            return maps[1:]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.center, self.up, self.head = Encoder(), conv(32, 32), conv(48, 16), nn.Conv2d(16, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            *_, high, low = self.encoder(x)
+            raised = F.interpolate(self.center(low), scale_factor=2)
+            return self.head(self.up(torch.cat((raised, high), 1)))
+
+    assert names(Net(), IMAGE) == [(2 ** (n + 1), [f"encoder.levels.{n}.0"]) for n in range(3)]
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_the_last_dense_layer_is_trunk_although_no_layer_reads_its_map(is_list: bool) -> None:
+    class Dense(nn.Module):
+        def __init__(self, inputs: int) -> None:
+            super().__init__()
+            self.norm, self.squeeze = nn.BatchNorm2d(inputs), conv(inputs, 8)
+            self.grow = nn.Conv2d(8, 4, 3, padding=1)
+
+        def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+            x = torch.cat(x, 1) if is_list else x
+            return self.grow(self.squeeze(F.relu(self.norm(x))))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.layers = conv(3, 8, 2), nn.ModuleList([Dense(8), Dense(12), Dense(16)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = [self.stem(x)]
+            for layer in self.layers:
+                maps = [*maps, layer(maps)] if is_list else [torch.cat((maps[0], layer(maps[0])), 1)]
+            return torch.cat(maps, 1)
+
+    assert names(Net(), IMAGE) == [(2, ["layers.0", "layers.1", "layers.2"])]
+
+
 def test_a_stage_that_puts_out_its_map_twice_is_no_encoder() -> None:
     class Down(nn.Module):
         def __init__(self, inputs: int, outputs: int) -> None:

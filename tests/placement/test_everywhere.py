@@ -143,3 +143,40 @@ def test_a_mapping_speaks_of_what_is_off_the_trunk() -> None:
 def test_a_pattern_that_only_names_what_is_off_the_trunk_is_told_of_the_way_there() -> None:
     with pytest.raises(DropBlockInjectError, match="stages=None reaches what it matches"):
         plan_dropblock(UNet(), stages=-1, include="decoder1.*", example_input=IMAGE)
+
+
+def test_the_stem_keeps_its_site_where_its_map_is_the_shortcut_of_all_blocks() -> None:
+    """As in EDSR: the shortcut's mask comes behind that of the stem, and the blocks are given what is between."""
+
+    class Res(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = conv(8, 8), conv(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.second(self.first(x))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body = nn.Conv2d(3, 8, 3, 1, 1), nn.Sequential(Res(), Res())
+            self.after, self.head = nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 3, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(x + self.after(self.body(x)))
+
+    net, seen = Net(), {}
+    report = inject_dropblock(net, None, keep_prob=0.5, block_size=3, example_input=torch.rand(1, 3, 16, 16))
+    stem, skip = (
+        site.name for where in ("branch", "skip") for site in report if (site.host, site.where) == ("stem", where)
+    )
+    for name in (stem, skip):
+        net.get_submodule(name).register_forward_hook(
+            lambda _, given, out, name=name: seen.update({name: (given[0], out)})
+        )
+    net.body.register_forward_hook(lambda _, given, out: seen.update(body=given[0]))
+    net.train()(torch.rand(2, 3, 16, 16)).sum().backward()
+    assert torch.equal(seen[skip][0], seen[stem][1]), "the shortcut is masked behind the stem's site"
+    assert torch.equal(seen["body"], seen[stem][1]), "the branch must not see the mask of the shortcut"
+    assert not torch.equal(seen[skip][1], seen[stem][1])
