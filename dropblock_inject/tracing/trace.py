@@ -23,7 +23,7 @@ class Value:
     """One tensor at one moment: an operation that writes in place makes a new value."""
 
     shape: tuple[int, ...]
-    producer: Op | None
+    producer: Op | None = field(repr=False)
     readers: list[Op] = field(default_factory=list, repr=False)
 
 
