@@ -109,9 +109,7 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
     # What neither norm nor activation follows is linear: an embedding of positions, a change of resolution.
     units = [unit for block in blocks for unit in block.units if unit.tail(block.scope) is not unit.convolved]
     adds = count_residuals(trace)
-    convolving = [block for block in encoder.residual if block.units and _convolves(block)]
-    # An embedding of positions may be a residual add with a single convolution.
-    if adds > len(units) and not any(len(block.units) > 1 for block in convolving):
+    if adds > len(units):
         products = sum(op.kind in WEIGHTED and op.kind != "convolution" for op in trace.ops)
         reason = (
             "its convolutions only cut patches, embed positions or change the resolution. That is a transformer or an "
@@ -124,7 +122,7 @@ def _without_shortcuts(model: str, found: Blocks, trace: Trace, geometry: Geomet
             f"no convolutional trunk in {model}: it has {adds} residual adds, and none of them adds what "
             f"convolutions made of a feature map to that map; {reason}"
         )
-    blocks += convolving
+    blocks += (block for block in encoder.residual if block.units and _convolves(block))
     if not blocks:
         raise NoTrunkError(f"no convolutional trunk in {model}: {_reason(found, encoder)}")
     return blocks

@@ -112,16 +112,6 @@ def test_a_convolutional_network_before_a_transformer_has_a_trunk() -> None:
     assert [reduction for reduction, _ in names(WithTokens(plain, 3, 16), IMAGE)] == [2, 4, 8]
 
 
-def test_a_residual_block_among_plain_ones_before_a_transformer_is_trunk() -> None:
-    """As in a MaxViT whose stages have one block each, and one stage has two."""
-    plain = [conv(3, 8, 2), conv(8, 8), conv(8, 16, 2), conv(16, 16)]
-    net = WithTokens(nn.Sequential(*plain, Residual(16, 16)), 6, 16)
-    assert names(net, IMAGE) == [
-        (2, ["convolutions.0.0", "convolutions.1.0"]),
-        (4, ["convolutions.2.0", "convolutions.3.0", "convolutions.4"]),
-    ]
-
-
 def test_a_transformer_behind_a_stem_of_convolutions_has_none() -> None:
     stem = nn.Sequential(conv(3, 8, 2), conv(8, 16, 2), nn.Conv2d(16, 16, 4, 4))
     with pytest.raises(DropBlockInjectError, match="it has 12 residual adds, and none of them adds what convolutions"):
