@@ -7,9 +7,11 @@ import inspect
 import re
 from pathlib import Path
 from statistics import mean, stdev
+from types import ModuleType
 
 import pytest
 import regularizers
+import uncertainty
 
 from dropblock_inject import inject_dropblock, presets
 from lib.results import SAME
@@ -22,10 +24,14 @@ PAGES = {page: " ".join((ROOT / page).read_text().split()) for page in ("README.
 README, STUDY = PAGES.values()
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist", "long"])
-def test_the_tables_are_what_the_command_prints(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("script", "name"), [(regularizers, "fashion-mnist"), (regularizers, "long"), (uncertainty, "uncertainty")]
+)
+def test_the_tables_are_what_the_command_prints(
+    script: ModuleType, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / f"{name}.csv").write_text((FOLDER / f"{name}.csv").read_text())
-    regularizers.main(["--report", "--output", str(tmp_path / f"{name}.csv")])
+    script.main(["--report", "--output", str(tmp_path / f"{name}.csv")])
     assert capsys.readouterr().out == (FOLDER / f"{name}.md").read_text()
 
 
@@ -104,6 +110,7 @@ for run in csv.DictReader((FOLDER / "long.csv").read_text().splitlines()):
 FASHION, LETTERS = "fashion-mnist", "letters"
 NONE, OURS = ("none", "40"), ("DropBlock, last stage", "40")
 BEST, LONGER = ("none", "80"), ("DropBlock, last stage", "80")  # the best number of epochs
+SPATIAL_80 = ("SpatialDropout (block as the map)", "80")
 Claim = tuple[str, str, tuple[str, ...], tuple[str, ...], bool]
 GAINS: list[Claim] = [
     ("80 epochs | {} and", FASHION, (*LONGER, "accuracy"), (*BEST, "accuracy"), False),
@@ -140,6 +147,18 @@ LONG_CLAIMS: dict[str, list[Claim]] = {
         ("and {} points; NLL", LETTERS, (*LONGER, "bn_accuracy"), (*LONGER, "accuracy"), False),
         ("points; NLL {} and", FASHION, (*LONGER, "bn_nll"), (*LONGER, "nll"), False),
         ("and {} |", LETTERS, (*LONGER, "bn_nll"), (*LONGER, "nll"), True),
+        ("ten passes: {} on Fashion-MNIST", FASHION, (*SPATIAL_80, "mc_accuracy"), (*LONGER, "mc_accuracy"), False),
+        (
+            "Fashion-MNIST, {} on letters | | BatchNorm",
+            LETTERS,
+            (*SPATIAL_80, "mc_accuracy"),
+            (*LONGER, "mc_accuracy"),
+            True,
+        ),
+        ("without was {} on Fashion-MNIST", FASHION, (*SPATIAL_80, "accuracy"), (*BEST, "accuracy"), True),
+        ("and {} on letters. Less DropBlock", LETTERS, (*SPATIAL_80, "accuracy"), (*BEST, "accuracy"), True),
+        ("Less DropBlock it was {} and", FASHION, (*SPATIAL_80, "accuracy"), (*LONGER, "accuracy"), False),
+        ("and {}: no difference shown. The mean", LETTERS, (*SPATIAL_80, "accuracy"), (*LONGER, "accuracy"), False),
         ("better than 40 by {} points on Fashion-MNIST", FASHION, (*BEST, "accuracy"), (*NONE, "accuracy"), True),
         ("Fashion-MNIST and by {} on letters.", LETTERS, (*BEST, "accuracy"), (*NONE, "accuracy"), True),
         ("one pass by {} and", FASHION, (*LONGER, "accuracy"), (*OURS, "accuracy"), True),
@@ -148,6 +167,50 @@ LONG_CLAIMS: dict[str, list[Claim]] = {
         ("Fashion-MNIST, {} on letters.", LETTERS, (*LONGER, "mc_accuracy"), (*LONGER, "accuracy"), True),
     ],
 }
+
+
+# The same for the study of uncertainty: the network, and the two rows; then the measure, that of a curve is its mean.
+DOUBTS: dict[tuple[str, ...], dict[str, float]] = {}
+for run in csv.DictReader((FOLDER / "uncertainty.csv").read_text().splitlines()):
+    for name in ("accuracy", "nll", "ece", "rejection_area", "auroc_letters", "auroc_digits", "occluded", "dropped"):
+        if run[name]:
+            row = (run["network"], run["setting"], run["method"], name)
+            DOUBTS.setdefault(row, {})[run["seed"]] = mean(map(float, run[name].split()))
+PLAIN, ONCE, PASSES = ("none", "one pass"), ("DropBlock", "one pass"), ("DropBlock", "10 passes")
+TEMPERATURE, ENSEMBLE = ("none", "temperature scaling"), ("none", "ensemble of five")
+DOUBTS_CLAIMS: list[tuple[str, str, tuple[str, str], tuple[str, str], str, bool]] = [
+    ("calibration error {} with shortcuts", "resnet", TEMPERATURE, PLAIN, "ece", True),
+    ("shortcuts, {} without; ten", "plain", TEMPERATURE, PLAIN, "ece", True),
+    ("ten passes of DropBlock {} and", "resnet", PASSES, PLAIN, "ece", True),
+    ("and {} | | images", "plain", PASSES, PLAIN, "ece", True),
+    ("with shortcuts | accuracy {} points", "resnet", PASSES, PLAIN, "occluded", True),
+    ("without shortcuts {}: no gain shown", "plain", PASSES, PLAIN, "occluded", False),
+    ("scaling lowered the NLL by {} in `resnet`", "resnet", PLAIN, TEMPERATURE, "nll", True),
+    ("and by {} in `plain`, and the calibration", "plain", PLAIN, TEMPERATURE, "nll", True),
+    ("both too: the NLL by {} and", "resnet", PLAIN, PASSES, "nll", True),
+    ("and by {}. One pass did not", "plain", PLAIN, PASSES, "nll", True),
+    ("calibration error: {} and", "resnet", ONCE, PLAIN, "ece", False),
+    ("and {}. - **Accuracy**: the ensemble", "plain", ONCE, PLAIN, "ece", False),
+    ("ensemble gained by {} points", "resnet", ENSEMBLE, PLAIN, "accuracy", True),
+    ("`resnet` and by {} in `plain`. For ten", "plain", ENSEMBLE, PLAIN, "accuracy", True),
+    ("no gain is shown: {} and", "resnet", PASSES, PLAIN, "accuracy", False),
+    ("and {}. - **Rejection", "plain", PASSES, PLAIN, "accuracy", False),
+    ("in `plain`, by {} points, and not", "plain", ONCE, PLAIN, "rejection_area", True),
+    ("not in `resnet` ({}).", "resnet", ONCE, PLAIN, "rejection_area", False),
+    ("AUROC {} and", "resnet", ENSEMBLE, PLAIN, "auroc_letters", True),
+    ("and {}. Ten passes of DropBlock: ", "plain", ENSEMBLE, PLAIN, "auroc_letters", True),
+    ("Ten passes of DropBlock: {} and", "resnet", PASSES, PLAIN, "auroc_letters", False),
+    ("and {}. - **Robustness", "plain", PASSES, PLAIN, "auroc_letters", False),
+    ("is better, by {} points in `resnet`", "resnet", ONCE, PLAIN, "dropped", True),
+    ("and by {} in `plain`. With a square", "plain", ONCE, PLAIN, "dropped", True),
+]
+
+
+def doubts_difference(network: str, row: tuple[str, str], reference: tuple[str, str], name: str) -> tuple[float, float]:
+    left, right = DOUBTS[(network, *row, name)], DOUBTS[(network, *reference, name)]
+    assert left.keys() == right.keys() == set("01234")
+    differences = [left[seed] - right[seed] for seed in left]
+    return mean(differences), stdev(differences) / len(differences) ** 0.5
 
 
 def long_difference(dataset: str, setting: tuple[str, ...], reference: tuple[str, ...]) -> tuple[float, float]:
@@ -162,6 +225,8 @@ def test_the_figures_in_the_sentences_about_the_study(page: str) -> None:
     text = PAGES[page]
     claims = [(words, *difference(*of), shown) for words, *of, shown in CLAIMS[page]]
     claims += [(words, *long_difference(*of), shown) for words, *of, shown in LONG_CLAIMS[page]]
+    if page == "examples/study/README.md":
+        claims += [(words, *doubts_difference(*of), shown) for words, *of, shown in DOUBTS_CLAIMS]
     for words, value, error, shown in claims:
         found = f"{value:+.2f} ± {error:.2f}"
         if "by {}" in words or "lost {}" in words:
