@@ -303,8 +303,8 @@ def _mask(tensor: Tensor, channel_dim: int) -> Tensor:
 def _known_mask(drop: nn.Module) -> Iterator[None]:
     """Within it, this DropBlock alone drops, and what is known beforehand."""
 
-    def known(input: Tensor, *args: Any, training: bool, channel_dim: int, **options: Any) -> Tensor:
-        return _mask(input, channel_dim) if training else input
+    def known(input: Tensor, *args: Any, channel_dim: int, **options: Any) -> Tensor:
+        return _mask(input, channel_dim)
 
     original = dropblock_inject.ops.layer.drop_block
     dropblock_inject.ops.layer.drop_block = known
