@@ -64,7 +64,7 @@ def read_by_layers(trace: Trace) -> set[Value]:
 def puts_out_result(block: Block, read: set[Value]) -> bool:
     """Whether a block ends in a linear convolution that no layer reads, as a fully convolutional network does.
 
-    The last dense layer of a network is no such block: its map is added to those that it was computed from.
+    The last dense layer of a network is no such block: its map is concatenated to those that it was computed from.
     """
     if block.residuals or block.output[1] in read or block.units[-1].is_activated(block.scope):
         return False
@@ -72,6 +72,7 @@ def puts_out_result(block: Block, read: set[Value]) -> bool:
 
 
 def _is_concatenated_to_its_input(block: Block) -> bool:
+    """Whether the output of a block is concatenated to one of the tensors that it was computed from."""
     value = block.output[1]
     given = ancestors([value], block.scope) - {value}
     return any(op.kind == "cat" and not given.isdisjoint(op.inputs) for op in value.readers)

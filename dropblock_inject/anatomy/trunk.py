@@ -246,14 +246,14 @@ def _in_the_encoder(levels: dict[int, list[Block]], trace: Trace, geometry: Geom
         maps = [feature_map for value in call.outputs.values() if (feature_map := geometry.map_of(value))]
         if call.parent is None or first is None or not call.contains(first) or len({m.level for m in maps}) < 2:
             continue
-        inside = {level: [b for b in blocks if _puts_out(call, b)] for level, blocks in levels.items()}
+        inside = {level: [b for b in blocks if _computes(call, b)] for level, blocks in levels.items()}
         if all(inside.values()):
             return inside
     return levels
 
 
-def _puts_out(call: Call, block: Block) -> bool:
-    """Whether the output of a block is computed in a call."""
+def _computes(call: Call, block: Block) -> bool:
+    """Whether a call computes the output of a block."""
     producer = block.output[1].producer
     return producer is not None and call.contains(producer)
 

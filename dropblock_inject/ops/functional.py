@@ -92,9 +92,10 @@ def drop_block(
 
 
 def _is_one(keep_prob: float) -> bool:
-    """Whether nothing is dropped. Of a symbol torch.compile does not ask, so that one graph is good for every value.
+    """Whether nothing is dropped.
 
-    An answer would make the symbol a constant, and torch then makes constants of the symbols in later graphs too.
+    In a compiled graph a symbol is not asked: the answer would make it a constant, and torch would then make constants
+    of the symbols in later graphs too. So one graph is good for every value.
     """
     if torch.compiler.is_compiling():
         return torch.fx.experimental.symbolic_shapes.statically_known_true(keep_prob == 1)

@@ -42,13 +42,13 @@ def _register(model: nn.Module, site: Site, injection: Injection, layer: nn.Modu
 
 
 def _hook(model: nn.Module, place: Place) -> None:
-    splice, hooks = place.site.splice, []
-    for planned in splice.hooks:
+    planned_splice, hooks = place.site.splice, []
+    for planned in planned_splice.hooks:
         hooks.append(planned.kind(place, *planned.arguments))
         hooks[-1].register(planned.module, model.get_submodule(planned.module))
     watching = OwnerHook(place, hooks)
     if watching.hooks:
-        watching.register(splice.owner, model.get_submodule(splice.owner))
+        watching.register(planned_splice.owner, model.get_submodule(planned_splice.owner))
 
 
 def unsplice(model: nn.Module) -> int:

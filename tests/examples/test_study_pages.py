@@ -188,7 +188,7 @@ DOUBTS_CLAIMS: list[tuple[str, str, tuple[str, str], tuple[str, str], str, bool]
     ("scaling lowered the NLL by {} in `resnet`", "resnet", PLAIN, TEMPERATURE, "nll", True),
     ("and by {} in `plain`, and the calibration", "plain", PLAIN, TEMPERATURE, "nll", True),
     ("both too: the NLL by {} and", "resnet", PLAIN, PASSES, "nll", True),
-    ("and by {}. One pass did not", "plain", PLAIN, PASSES, "nll", True),
+    ("and by {}. For one pass", "plain", PLAIN, PASSES, "nll", True),
     ("calibration error: {} and", "resnet", ONCE, PLAIN, "ece", False),
     ("and {}. - **Accuracy**: the ensemble", "plain", ONCE, PLAIN, "ece", False),
     ("ensemble gained by {} points", "resnet", ENSEMBLE, PLAIN, "accuracy", True),
