@@ -125,12 +125,14 @@ RECIPES = {
     "lite0": Recipe(96, images=250, epochs=12, lr=0.02, batch_size=32, test_images=1000, autocast=False),
 }
 RECIPES["lite1"] = RECIPES["lite0"]
+RECIPES["lite0-224"] = replace(RECIPES["lite0"], image_size=224)
 
 NETWORK_NAMES = {
     "plain": "plain CNN, from scratch",
     "resnet": "ResNet-14, from scratch",
     "lite0": "EfficientNet-Lite0",
     "lite1": "EfficientNet-Lite1",
+    "lite0-224": "EfficientNet-Lite0, 224 pixels",
 }
 
 
@@ -142,9 +144,9 @@ def recipe_of(network: str, part: str) -> Recipe:
 def applies(network: str, part: str, setting: Setting) -> bool:
     """Whether a network is trained with a setting.
 
-    The long fine-tunings are those of pretrained networks, and Lite1 has these alone. A network without shortcuts has
-    no branches and no DropPath.
+    The long fine-tunings are those of pretrained networks. Only Lite0 with 96 pixels has the short ones too. A network
+    without shortcuts has no branches and no DropPath.
     """
-    if part == "long" or network == "lite1":
+    if part == "long" or network in ("lite1", "lite0-224"):
         return part == "long" and network.startswith("lite")
     return network != "plain" or not (setting.drop_path or setting.where == "branch")

@@ -53,7 +53,7 @@ def make_network(name: str, classes: int, setting: Setting) -> nn.Module:
         return PlainConvNet(classes)
     if name == "resnet":
         return ResNet14(classes, setting.drop_path)
-    net: Any = imagenet_lite(int(name.removeprefix("lite")))
+    net: Any = imagenet_lite(int(name[len("lite")]))
     net.reset_classifier(classes)
     residual = [module for module in net.modules() if hasattr(module, "drop_path")]
     for number, block in enumerate(residual):
