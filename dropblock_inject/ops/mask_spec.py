@@ -118,6 +118,7 @@ def scale_for(dropped: Tensor, spec: MaskSpec) -> Tensor:
 def rescale(input: Tensor, scale: Tensor, output: Tensor | None) -> Tensor:
     """Writes ``input * scale`` to `output`, which may be the input, or to a new tensor. One pass, in fp32 or fp64."""
     if scale.dim() or not scale.is_cpu:
+        scale = scale.view(scale.shape or (1,) * input.dim())  # torch rounds a tensor without axes to half precision
         return torch.mul(input, scale, out=torch.empty_like(input) if output is None else output)
     factor = scale.item()  # torch multiplies faster by a number than by a tensor
     if output is None:

@@ -22,7 +22,7 @@ from brute_force import covered_by, seed_positions
 
 from dropblock_inject.ops import dense, operator, sparse
 from dropblock_inject.ops.gamma import gamma
-from dropblock_inject.ops.mask_spec import Options, mask_spec
+from dropblock_inject.ops.mask_spec import Options, mask_spec, rescale
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["dense", "sparse", "kernels", *(["dense on a GPU"] if DEVICE == "cuda" else [])]
@@ -237,15 +237,17 @@ def test_the_mask_is_the_same_in_every_memory_layout(backend, shape, layout, per
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_the_result_is_mask_times_scale_rounded_once(backend, per_channel, rescale, dtype):
     x = torch.randn(4, 3, 9, 9, dtype=torch.float64).to(dtype)
-    kept = ~dropped(backend, x.shape, 0.7, (3, 3), per_channel=per_channel)
+    kept = ~dropped(backend, x.shape, 0.7, (3, 3), per_channel=per_channel, seed=1)
     wanted = {
         "batch": kept.numel() / kept.sum(),
         "sample": (kept[0].numel() / kept.sum((1, 2, 3))).view(4, 1, 1, 1),
         "expected": torch.tensor(1 / 0.7),
         None: torch.tensor(1.0),
     }[rescale]
-    output, scale = drop(backend, x, 0.7, (3, 3), per_channel=per_channel, rescale=rescale)
+    output, scale = drop(backend, x, 0.7, (3, 3), per_channel=per_channel, rescale=rescale, seed=1)
     assert scale.shape == wanted.shape
+    if rescale in ("batch", "expected"):
+        assert scale != scale.bfloat16()  # else it might be rounded before and nobody would see it
     torch.testing.assert_close(scale.double(), wanted.double(), rtol=1e-6, atol=0)
     expected = torch.where(kept, x.to(scale.dtype) * scale, 0).to(dtype)
     # Triton's interpreter truncates to bfloat16 where a GPU rounds: the last bit differs.
@@ -253,6 +255,19 @@ def test_the_result_is_mask_times_scale_rounded_once(backend, per_channel, resca
     last_bit = 2**-7 if interpreted and dtype == torch.bfloat16 else 0
     torch.testing.assert_close(output, expected, rtol=last_bit, atol=0)
     assert (output.dtype, scale.dtype) == (dtype, torch.promote_types(dtype, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_scale_on_another_device_is_not_rounded_before_the_product(dtype):
+    """A GPU computes a product in the dtype that torch gives it. Of a number and a half-precision tensor it is half."""
+
+    class OnAnotherDevice(torch.Tensor):
+        is_cpu = False
+
+    x, scale = torch.ones(3, 4, 9, 9, dtype=dtype), torch.tensor(1 / 0.7)
+    with mock.patch("torch.mul", wraps=torch.mul) as product:
+        rescale(x, scale.as_subclass(OnAnotherDevice), torch.empty_like(x))
+    assert torch.result_type(*product.call_args.args) == torch.float32
 
 
 @pytest.mark.parametrize("flags", [1, 100, 81 * 7, 81 * 12])
