@@ -80,6 +80,9 @@ def report(path: Path) -> None:
         for reference in ("baseline", REFERENCE):
             words = "Mean over the seeds and its standard error. Bold: more than two standard errors."
             print(f"\n## Less {reference!r}\n\n{words}\n\n{short.differences_as_markdown(reference)}")
+        if short.recalibrated:
+            words = "One pass, less the same network as trained. ECE and accuracy are in points."
+            print(f"\n## BatchNorm's statistics estimated anew\n\n{words}\n\n{short.recalibrated_as_markdown()}")
         pictures.append((short.plot(), path.with_suffix(".png")))
     if long.runs:
         print(long.as_markdown())

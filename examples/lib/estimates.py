@@ -37,7 +37,11 @@ def standard_error(runs: Runs) -> float:
 
 def paired(runs: Runs, reference: Runs) -> Difference | None:
     """`runs` less `reference`; None if they have fewer than two seeds in common."""
-    differences = {seed: runs[seed] - reference[seed] for seed in runs if seed in reference}
+    return average({seed: runs[seed] - reference[seed] for seed in runs if seed in reference})
+
+
+def average(differences: Runs) -> Difference | None:
+    """Their mean; None for fewer than two."""
     return Difference(mean(differences.values()), standard_error(differences)) if len(differences) > 1 else None
 
 

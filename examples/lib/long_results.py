@@ -108,12 +108,12 @@ class LongResults:
     def plot(self) -> Figure:
         """Scores over the number of epochs, with and without DropBlock.
 
-        A column of panels for each training that has several numbers of epochs.
+        A column of panels for each training that has the most numbers of epochs.
         """
         from matplotlib.figure import Figure
 
-        shown = {training: rows for training, rows in self.runs.items() if len({row.epochs for row in rows}) > 1}
-        shown = shown or self.runs
+        lengths = {training: len({row.epochs for row in rows}) for training, rows in self.runs.items()}
+        shown = {training: self.runs[training] for training in self.runs if lengths[training] == max(lengths.values())}
         figure = Figure(figsize=(4.2 * len(shown) + 0.6, 7.5), layout="constrained", dpi=150)
         grid = figure.subplots(3, len(shown), squeeze=False, sharex=True, sharey="row")
         lines = [(NONE, "", "#30638e"), (OURS, "", "#edae49"), (OURS, "mc_", "#d1495b")]

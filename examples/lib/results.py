@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lib.estimates import Runs, cell, paired, spread
+from lib.estimates import Runs, average, cell, paired, spread
 from lib.settings import NETWORK_NAMES
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ FIELDS = (*KEY, *_SCORES, *(prefix + name for prefix in ("mc_", "bn_") for name 
 # The setting of the table from which each setting of the sweeps differs in one thing.
 REFERENCE = "DropBlock, scheduled"
 _LOWEST = -10.0  # points in the picture
+_RECALIBRATED = {"accuracy": "accuracy", "NLL": "nll", "ECE": "ece"}
 # Pairs of rows that may differ by the random numbers only.
 SAME = (
     ("Dropout (block_size=1)", "Dropout (torch's)"),
@@ -79,22 +80,31 @@ def row_of(key: Sequence[str], outcome: Outcome) -> list[str]:
 
 
 class Results:
-    """The accuracies in a file, by part of the study, column, setting and seed.
+    """The short trainings in a file.
 
     Args:
         path: the file.
         order: the names of the settings of each part, in the order of the tables.
+
+    Attributes:
+        parts: accuracies, by part of the study, column, setting and seed.
+        recalibrated: what BatchNorm's statistics anew add to a score, by column and score, setting and seed.
     """
 
     def __init__(self, path: Path, order: Mapping[str, Sequence[str]]) -> None:
         self.order = order
         self.parts: dict[str, dict[Column, dict[str, dict[str, float]]]] = {}
+        self.recalibrated: dict[tuple[Column, str], dict[str, dict[str, float]]] = {}
         for row in read(path):
             if row["part"] not in order:
                 continue
             column = Column(*(row[name] for name in Column._fields))
             settings = self.parts.setdefault(row["part"], {}).setdefault(column, {})
             settings.setdefault(row["setting"], {})[row["seed"]] = float(row["accuracy"])
+            for name, score in _RECALIBRATED.items():
+                if row[f"bn_{score}"]:
+                    gains = self.recalibrated.setdefault((column, name), {}).setdefault(row["setting"], {})
+                    gains[row["seed"]] = float(row[f"bn_{score}"]) - float(row[score])
         for column, settings in self.parts.get("sweeps", {}).items():
             reference = self.parts.get("table", {}).get(column, {}).get(REFERENCE)
             if reference:
@@ -134,6 +144,16 @@ class Results:
         ]
         for name in (name for names in self.order.values() for name in names if name != reference):
             cells = [cell(paired(settings.get(name, {}), settings[reference])) for settings in columns.values()]
+            if any(cells):
+                lines.append(f"| {name} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def recalibrated_as_markdown(self) -> str:
+        """A table of what the scores gain or lose where BatchNorm's statistics are estimated anew."""
+        titles = [f"{column.network}, {name}" for column, name in self.recalibrated]
+        lines = [f"| setting | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+        for name in (name for names in self.order.values() for name in names):
+            cells = [cell(average(settings.get(name, {}))) for settings in self.recalibrated.values()]
             if any(cells):
                 lines.append(f"| {name} | {' | '.join(cells)} |")
         return "\n".join(lines)

@@ -282,6 +282,19 @@ def test_a_run_of_ours_has_all_three_scores() -> None:
     assert float(row["bn_nll"]) == pytest.approx(plain.recalibrated.nll, abs=1e-4)
 
 
+def test_a_report_of_batchnorm_anew(tmp_path: Path) -> None:
+    for seed, gain in enumerate((0.5, 1.5)):
+        key = ("fashion-mnist", "resnet", "500", "60", "table", "baseline", str(seed))
+        anew = Scores(70 + seed + gain, 0.8, 9 - gain)
+        write(row_of(key, Outcome(Scores(70 + seed, 1.0, 9), None, anew, 1)), tmp_path / "short.csv")
+    results = Results(tmp_path / "short.csv", {"table": ["baseline"], "sweeps": ["DropBlock"]})
+    assert results.recalibrated_as_markdown().splitlines() == [
+        "| setting | resnet, accuracy | resnet, NLL | resnet, ECE |",
+        "|---|---|---|---|",
+        "| baseline | +1.00 ± 0.50 | **-0.20 ± 0.00** | -1.00 ± 0.50 |",
+    ]
+
+
 def test_a_report_of_long_fine_tunings(tmp_path: Path) -> None:
     """Means, paired differences from none at its best number of epochs, and the points of the picture."""
     runs = {
@@ -322,6 +335,6 @@ def test_a_report_of_long_fine_tunings(tmp_path: Path) -> None:
     write(row_of(key, Outcome(once, None, anew, 1)), tmp_path / "long.csv")
     with_another = LongResults(tmp_path / "long.csv", [])
     assert len(with_another.runs) == 2
-    assert len(with_another.plot().get_axes()) == 3  # a single number of epochs makes no curve
+    assert len(with_another.plot().get_axes()) == 3  # of the training with the most numbers of epochs
     regularizers.main(["--report", "--output", str(tmp_path / "long.csv")])
     assert (tmp_path / "long-epochs.png").stat().st_size > 10_000
