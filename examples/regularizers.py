@@ -2,7 +2,7 @@
 
     pip install "dropblock-inject[examples,plot]"
 
-Two networks are trained from scratch on few images of Fashion-MNIST. A pretrained one is fine-tuned, for 12 epochs and
+Two networks are trained from scratch on few images of Fashion-MNIST. Pretrained ones are fine-tuned, for 12 epochs and
 in the part "long" for 12 to 80. The images are in data/FashionMNIST/raw, or are downloaded to there. Each run is a line
 in a CSV file, from which the tables and the pictures are made. A run that has its line is not repeated, so the study
 can be stopped at any time, and the same command goes on. Only scores are kept, no weights.

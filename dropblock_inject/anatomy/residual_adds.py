@@ -182,8 +182,10 @@ def _is_long_skip(residual: Residual, geometry: Geometry, level_of_activated: di
 
 
 def _is_of_the_image(residual: Residual, trace: Trace) -> bool:
-    """Whether a network adds its input to what it puts out, as one that removes noise does."""
-    return original(residual.skip, trace.calls[0]).producer is None and not residual.add.outputs[0].readers
+    """Whether a network adds its input, or its input enlarged, to what it puts out, as one that removes noise does."""
+    values = ancestors([residual.skip], trace.calls[0])
+    is_input = not any(value.producer and value.producer.kind in WEIGHTED for value in values)
+    return is_input and not residual.add.outputs[0].readers
 
 
 def _producers(values: Iterable[Value], call: Call) -> list[Op]:

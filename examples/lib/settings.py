@@ -63,23 +63,24 @@ SWEEPS = (  # each differs in one thing from "DropBlock, scheduled"
 )
 
 LENGTHS = (12, 24, 40, 80)
-_PLAIN = Setting("none", drops=False, epochs=(40,))
-_LAST = Setting("DropBlock, last stage", stages=(-1,), epochs=(40,))
+_PLAIN = Setting("none", drops=False, epochs=(40, 80))
+_LAST = Setting("DropBlock, last stage", stages=(-1,), epochs=(40, 80))
+_VARIANT = replace(_LAST, epochs=(80,))
 LONG = (  # long fine-tunings; what drops stands in the last stage, with a schedule
     replace(_PLAIN, epochs=LENGTHS),
     replace(_LAST, epochs=LENGTHS),
-    replace(_LAST, name="DropBlock, output of the last stage", where="output"),
     replace(_PLAIN, name="label smoothing 0.1", label_smoothing=0.1),
     replace(_PLAIN, name="weight decay 0.005", weight_decay=5e-3),
     replace(_LAST, name="Dropout (block_size=1)", block_size=1),
     replace(_LAST, name="SpatialDropout (block as the map)", block_size=WHOLE_MAP),
     replace(_PLAIN, name="DropPath 0.2", drop_path=0.2),
     replace(_LAST, name="DropPath, last stage", where="end", torch_layer="drop path"),
-    replace(_LAST, name="DropBlock, last two stages", stages=(-2, -1)),
-    replace(_LAST, name="DropBlock, keep_prob 0.95", keep_prob=0.95),
-    replace(_LAST, name="DropBlock, keep_prob 0.8", keep_prob=0.8),
-    replace(_LAST, name="DropBlock, block a quarter of the map", block_size=0.25),
-    replace(_LAST, name="DropBlock, block three quarters of the map", block_size=0.75),
+    replace(_VARIANT, name="DropBlock, output of the last stage", where="output"),
+    replace(_VARIANT, name="DropBlock, last two stages", stages=(-2, -1)),
+    replace(_VARIANT, name="DropBlock, keep_prob 0.95", keep_prob=0.95),
+    replace(_VARIANT, name="DropBlock, keep_prob 0.8", keep_prob=0.8),
+    replace(_VARIANT, name="DropBlock, block a quarter of the map", block_size=0.25),
+    replace(_VARIANT, name="DropBlock, block three quarters of the map", block_size=0.75),
 )
 PARTS = {"table": TABLE, "sweeps": SWEEPS, "long": LONG}
 

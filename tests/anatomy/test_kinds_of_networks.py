@@ -66,6 +66,18 @@ def test_the_image_that_a_network_corrects_is_no_shortcut() -> None:
     assert names(Denoise(), IMAGE) == [(1, ["net.0.0", "net.1.0", "net.2.0"])]
 
 
+def test_the_enlarged_image_that_a_network_corrects_is_no_shortcut() -> None:
+    class Enlarge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(conv(3, 8), conv(8, 8), conv(8, 8), nn.Conv2d(8, 12, 3, padding=1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.pixel_shuffle(self.net(x), 2) + F.interpolate(x, scale_factor=2)
+
+    assert names(Enlarge(), IMAGE) == [(1, ["net.0.0", "net.1.0", "net.2.0"])]
+
+
 def test_no_stage_number_is_below_0() -> None:
     net = nn.Sequential(*(Residual(3 if not i else 8, 8, 1 if not i else 2) for i in range(7)))
     stages = find_stages(net, IMAGE.repeat(1, 1, 2, 2))
