@@ -87,6 +87,7 @@ def find_stages(model: nn.Module, example_input: Any = None) -> list[Stage]:
 
     Raises:
         DropBlockTypeError: `model` is not a module.
+        CompiledModelError: a part of it is compiled by torch.jit.
         NoTrunkError: it has no convolutional trunk.
         TraceError: the forward pass failed before the trunk; `example_input` is the way out.
 

@@ -15,6 +15,7 @@ from ..surgery.keep_prob import keep_prob_of
 from ..surgery.liveness import injected
 from ..surgery.site import Site
 from ..surgery.splice import splice
+from ..tracing.recorder import refuse_scripted
 from .layers import MakeLayer, check_not_injected, make_layers
 from .plan_summary import render_summary
 from .plan_table import TraceSummary, render
@@ -145,11 +146,7 @@ def check_model(model: nn.Module) -> None:
                 f"{name} is compiled, and a compiled model ignores hooks that are added later; inject first, then "
                 "compile: inject_dropblock(model, ...); model = torch.compile(model)"
             )
-        if hasattr(module, "_c") and hasattr(module, "code"):
-            raise CompiledModelError(
-                f"{name} holds a module compiled by torch.jit, into which nothing can be put; inject into the "
-                "original module"
-            )
+    refuse_scripted(model)
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import DropBlockTypeError, DropBlockValueError, NoTrunkError, TraceError
-from .recorder import trace_forward
+from .recorder import refuse_scripted, trace_forward
 from .trace import Trace, first_convolution
 
 # By spatial rank: signal, image, video or volume. The others are for models that the first does not go through: some
@@ -27,9 +27,11 @@ def trace_model(model: nn.Module, example_input: Any = None) -> Trace:
     """Traces a model on `example_input`, or on an input that fits its first convolution.
 
     Raises:
+        CompiledModelError: a part of the model is compiled by torch.jit.
         NoTrunkError: no convolution to go by.
         TraceError: the forward pass failed before any convolution ran.
     """
+    refuse_scripted(model)
     calls = [_as_call(example_input)] if example_input is not None else [((x,), {}) for x in _made_up_inputs(model)]
     traces = []
     for args, kwargs in calls:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..errors import CompiledModelError
 from .constants import Constants, tensors_in
 from .meta_copy import meta_copy, to_meta
 from .shape_cache import ShapeCache
@@ -45,6 +46,16 @@ def trace_forward(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Trac
         meta_model = meta_copy(model).eval()
         constants = Constants(ShapeCache(), zip(meta_model.buffers(), model.buffers(), strict=True))
         return _record(meta_model, prefix, to_meta(args), to_meta(kwargs), constants)
+
+
+def refuse_scripted(model: nn.Module) -> None:
+    """Raises CompiledModelError if a part of a model is compiled by torch.jit: it takes no hooks."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CompiledModelError(
+                f"{type(model).__name__} holds a module compiled by torch.jit{f', {name!r}' if name else ''}; nothing "
+                "can be put into it and its operations are not seen; use the original module"
+            )
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, str]:

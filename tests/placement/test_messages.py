@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
@@ -18,6 +20,7 @@ from dropblock_inject import (
     plan_dropblock,
     remove_dropblock,
 )
+from dropblock_inject.errors import CompiledModelError
 
 IMAGE = torch.empty(1, 3, 32, 32)
 
@@ -194,6 +197,17 @@ def test_compiled() -> None:
         with pytest.raises(DropBlockInjectError, match=r"is compiled.*inject first, then compile") as caught:
             inject_dropblock(net, -1, example_input=IMAGE)
         assert isinstance(caught.value, RuntimeError)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
+@pytest.mark.parametrize("function", [find_stages, plan_dropblock, inject_dropblock])
+def test_compiled_by_torch_jit(function: Callable[..., object]) -> None:
+    net = CifarResNet().eval()
+    whole = torch.jit.trace(net, IMAGE)
+    net.stage3[1] = torch.jit.trace(net.stage3[1], torch.empty(1, 64, 8, 8))
+    for model, part in ((net, ", 'stage3.1'"), (whole, "")):
+        with pytest.raises(CompiledModelError, match=rf"compiled by torch\.jit{part};.* use the original module"):
+            function(model, example_input=IMAGE)
 
 
 def test_a_model_without_sites() -> None:
