@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ..tracing.operations import BENT, GATES, NONLINEAR, NORMS, PRODUCTS, SAME_VALUES, SLICES, WEIGHTED
+from ..tracing.operations import BENT, GATES, NONLINEAR, NORMS, POOLS, PRODUCTS, SAME_VALUES, SLICES, WEIGHTED
 from ..tracing.trace import Call, Op, Trace, Value, ancestors, original
 from .conv_norm_act import ConvNormAct
 from .feature_maps import Geometry
@@ -20,7 +20,7 @@ class Residual:
     """``y = F(x) + S(x)``, recognised by its data flow; the names of modules play no part.
 
     ``x - F(x)`` and ``torch.lerp(x, F(x), w)`` are residual adds too. F has a nonlinearity, or the sum has one behind
-    it and S is the identity.
+    it and S is the identity, or pools.
 
     Attributes:
         block: the innermost module call that contains the addition and the weights of the branch.
@@ -103,7 +103,8 @@ def _within(call: Call, add: Op, skip: Value, branch: Value) -> Residual | None:
     is_shortcut = original(skip, call) in shared or _is_projection(skip_ops)
     is_layered = any(op.kind in WEIGHTED for op in branch_ops)
     is_branch = any(op.kind in NONLINEAR or (is_layered and _is_bent(op)) for op in branch_ops)
-    is_branch = is_branch or (is_layered and original(skip, call) in shared and _is_activated(add))
+    is_plain_shortcut = original(skip, call) in shared or all(op.kind in POOLS for op in skip_ops)
+    is_branch = is_branch or (is_layered and is_plain_shortcut and _is_activated(add))
     if not (shared and is_shortcut and is_branch) or _is_sum_of_slices(skip_ops, branch_ops, shared):
         return None
     return Residual(_block_around(add, branch_ops), call, add, skip, branch, branch_ops)

@@ -88,10 +88,16 @@ def plan_dropblock(
     finder = SiteFinder(trunk.trace, trunk.geometry)
     sites = [site for stage, block in asked for site in finder.sites(block, stage, block_size) if site.where in kinds]
     if not sites and strict:
+        reason = (
+            "no module puts out what its convolutions make. Hooks do not see a layer whose forward is called directly, "
+            "as conv.forward(x), nor a weight that is given to a function; call the layer, conv(x)"
+            if "branch" in kinds and finder.without_site
+            else "a network without shortcuts has no 'skip' and no 'end', and an 'end' needs a module that gives the "
+            "end of the branch; try where='branch' or 'output'"
+        )
         raise NoMatchError(
             f"where={where!r} finds no site in stages {[stage.index for stage in chosen]} of {type(model).__name__}: "
-            "a network without shortcuts has no 'skip' and no 'end', and an 'end' needs a module that gives the end of "
-            "the branch; try where='branch' or 'output'"
+            f"{reason}"
         )
     sites = choose_sites(model, sites, include, exclude, strict, elsewhere=[name for b in others for name in _names(b)])
     targets = targets_of(keep_prob, {site.stage for site in sites}, deepest, depth_scaling)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..anatomy.blocks import Block
 from ..anatomy.conv_norm_act import ConvNormAct
@@ -105,13 +106,19 @@ class SiteFinder:
         scope = block.scope
         if unit.is_gate(scope):
             return None
-        if unit.op.call is scope:
+        if unit.op.call is scope and self._puts_out(scope, unit):
             return block_output(block.name, unit.convolved, None)
         tail, before_activation = unit.tail(scope), unit.before_activation(scope)
         point = self._finder.after(tail, scope)
         if point is None and before_activation is not None:
             point = self._finder.after(original(before_activation, scope), scope)
         return point or self._finder.before(tail, scope) or self._finder.after(unit.convolved, scope)
+
+    def _puts_out(self, scope: Call, unit: ConvNormAct) -> bool:
+        """Whether a module that convolves in its own code puts out what the convolution made: the block may go on."""
+        output = scope.outputs.get(None)
+        is_same_map = output is not None and self._geometry.map_of(output) == self._geometry.map_of(unit.convolved)
+        return output is not None and is_same_map and _convolution_behind(output, scope) is unit.op
 
     def _branch_end(self, residual: Residual) -> HookPoint | None:
         """The end of a branch, before drop path."""
@@ -131,8 +138,10 @@ class SiteFinder:
         return self._behind_unit(block, block.units[0])
 
     def _splice(self, block: Block, where: Where, point: HookPoint, layers: list[str]) -> Splice:
-        convolution = _convolution_behind(point.value, block.scope)
-        name = convolution.call.name if convolution else next((unit.op.call.name for unit in block.units), None)
+        behind = _convolution_behind(point.value, block.scope)
+        convolutions = [behind] if behind else [unit.op for unit in block.units]
+        # A block may convolve in its own code, as it does where it calls a layer's forward directly.
+        name = next((op.call.name for op in convolutions if _is_layer(op.call.module)), None)
         owner = self._owner(block, point.host, layers, name)
         return Splice(owner, self._free_attribute(owner, where), name, point.hooks)
 
@@ -198,6 +207,10 @@ def _in_force(block_size: BlockSize, map_size: tuple[int, ...]) -> tuple[int, ..
             "spatial axes; give one entry per spatial axis, or one int"
         )
     return block_size_in_force(block_size, map_size)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return not module._modules or is_parametrized(module)
 
 
 def _convolution_behind(value: Value, scope: Call) -> Op | None:

@@ -134,6 +134,26 @@ def test_a_module_that_adds_may_be_given_its_operands_in_a_list(add: type[nn.Mod
     ]
 
 
+def test_a_shortcut_that_pools_is_a_shortcut() -> None:
+    class Cell(nn.Module):
+        """As in PNASNet-A: the activation is behind the sum."""
+
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.conv = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.conv(x) + F.max_pool2d(x, 3, stride=1, padding=1))
+
+    net = nn.Sequential(conv(3, 8, 2), Cell(8), Cell(8), conv(8, 16, 2), Cell(16), Cell(16))
+    assert names(net, IMAGE) == [(2, ["1", "2"]), (4, ["4", "5"])]
+    sites = plan_dropblock(net, -1, example_input=IMAGE)
+    assert [(site.name, site.where) for site in sites] == [
+        *(("4.drop_branch1", "branch"), ("4.drop_skip", "skip")),
+        *(("5.drop_branch1", "branch"), ("5.drop_skip", "skip")),
+    ]
+
+
 def test_a_gate_that_is_computed_by_layers_at_a_lower_resolution_makes_no_long_skip() -> None:
     class Air(nn.Module):
         """As in AirNet."""

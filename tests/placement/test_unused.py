@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import timm
 import torch
 import torchvision
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dropblock_inject import plan_dropblock
+from dropblock_inject.errors import NoMatchError
 
 
 def unused(net: nn.Module, *args: object, **kwargs: object) -> list[str]:
@@ -54,3 +56,37 @@ def test_convolutions_of_a_block_without_a_site_are_named() -> None:
     image = torch.empty(1, 3, 64, 64)
     assert unused(net, -1, example_input=image) == ["Not used: convolutions without a site: 1 (1.context)"]
     assert not unused(net, -1, where="output", example_input=image)
+
+
+def test_layers_whose_forward_is_called_directly_have_no_site() -> None:
+    """Hooks pass them by. What the code of a block does with the result goes on behind them."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+            self.relu = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.relu(self.conv1.forward(x))
+            return self.relu(x + self.conv2.forward(out))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Linear(8, 2)
+            self.blocks = nn.Sequential(Block(), Block())
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.blocks(F.relu(self.stem.forward(x)))
+            return self.head(x.mean((2, 3)))
+
+    image = torch.empty(1, 3, 32, 32)
+    plan = plan_dropblock(Net(), None, example_input=image)
+    assert [(site.name, site.part, site.where, site.host) for site in plan] == [
+        ("drop_branch1", "stem", "branch", "blocks")
+    ]
+    assert "Registered on a convolution" not in str(plan)
+    assert unused(Net(), None, example_input=image) == ["Not used: convolutions without a site: 4 (blocks.0, blocks.1)"]
+    with pytest.raises(NoMatchError, match=r"Hooks do not see a layer whose forward is called directly, as conv\.f"):
+        plan_dropblock(Net(), -1, example_input=image)
