@@ -114,6 +114,15 @@ def test_the_numbers_of_pairs() -> None:
         assert all(len(RUNS[short(network, setting)]) == 10 for setting in (BASELINE, SCHEDULED, CONSTANT, BOTH))
 
 
+@pytest.mark.parametrize("dataset", [FASHION, LETTERS])
+def test_passes_are_calibrated_after_a_long_training(dataset: str) -> None:
+    """As the page on sites says."""
+    for epochs, is_better in ((12, False), (40, True), (80, True)):
+        pair = long(dataset, OURS, epochs, "mc_ece"), long(dataset, NONE, epochs, "ece")
+        assert is_shown(*pair)
+        assert (difference(*pair)[0] < 0) == is_better
+
+
 # The sentences without figures: of these settings, those that were better or worse than the reference.
 DROPOUT = {"Dropout (block_size=1)", "Dropout (torch's)"}
 SPATIAL = {"SpatialDropout (block as the map)", "SpatialDropout (torch's Dropout2d)"}
