@@ -468,6 +468,12 @@ ROWS: dict[str, list[tuple[Key, Key] | None]] = {
         (long(FASHION, OURS, 80, "mc_accuracy", images=100), long(FASHION, NONE, 80, images=100)),
         (long(LETTERS, OURS, 80, "mc_accuracy", images=100), long(LETTERS, NONE, 80, images=100)),
     ],
+    "EfficientNet-Lite0, 1,000 images, 40 epochs": [
+        (long(FASHION, OURS, 40, images=1000), long(FASHION, NONE, 40, images=1000)),
+        (long(LETTERS, OURS, 40, images=1000), long(LETTERS, NONE, 40, images=1000)),
+        (long(FASHION, OURS, 40, "mc_accuracy", images=1000), long(FASHION, NONE, 40, images=1000)),
+        (long(LETTERS, OURS, 40, "mc_accuracy", images=1000), long(LETTERS, NONE, 40, images=1000)),
+    ],
     "EfficientNet-Lite0, 250 images of 224 pixels": [
         (long(FASHION, OURS, 80, network="lite0-224"), long(FASHION, NONE, 80, network="lite0-224")),
         (long(LETTERS, OURS, 80, network="lite0-224"), long(LETTERS, NONE, 80, network="lite0-224")),
