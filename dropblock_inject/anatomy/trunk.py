@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -57,7 +58,8 @@ def find_trunk_levels(
         blocks = _without_shortcuts(type(model).__name__, found, trace, geometry, raised)
     blocks = _before_neck(sorted(blocks, key=lambda block: block.order), raised)
     _refuse_a_decoder_alone(type(model).__name__, blocks, raised, trace, geometry)
-    levels = _leading_down(blocks_by_level(blocks, strides_dilated_away(model)))
+    behind_raise = [block for block in every if block.output[1] in raised]
+    levels = _leading_down(blocks_by_level(blocks, strides_dilated_away(model)), behind_raise)
     levels = _in_the_encoder(levels, trace, geometry)
     return levels, placed(every, list(levels.values()), raised, trace, geometry), found.units
 
@@ -214,24 +216,43 @@ def _refuse_a_decoder_alone(
         )
 
 
-def _leading_down(levels: dict[int, list[Block]]) -> dict[int, list[Block]]:
+def _leading_down(levels: dict[int, list[Block]], behind_raise: Sequence[Block] = ()) -> dict[int, list[Block]]:
     """The blocks of the lowest resolution, and of the others those that these are computed from.
 
     Blocks of the lowest resolution without a shortcut are left out if they are in one part of the network with others
-    that lead nowhere: a head or a lateral convolution of each level.
+    that lead nowhere, or are behind an upsampling and not computed from them: a head or a lateral convolution of each
+    level.
+
+    Args:
+        levels: the blocks by level.
+        behind_raise: blocks behind an upsampling.
     """
     lowest = max(levels)
     before = ancestors(block.output[1] for block in levels[lowest])
     leading = {
         level: [b for b in blocks if level == lowest or b.output[1] in before] for level, blocks in levels.items()
     }
-    aside = [b for level in levels for b in levels[level] if b not in leading[level] and not b.residuals]
-    parts = {part for block in aside for part in _parts_around(block)}
-    parts -= {part for level in levels if level < lowest for b in leading[level] for part in _parts_around(b)}
-    trunk = [block for block in levels[lowest] if block.residuals or parts.isdisjoint(_parts_around(block))]
+    aside = [b for level in levels for b in levels[level] if b not in leading[level]]
+    aside = [block for block in (*aside, *behind_raise) if not block.residuals]
+    shared = {part for level in levels if level < lowest for b in leading[level] for part in _parts_around(b)}
+    trunk = [block for block in levels[lowest] if block.residuals or not _is_one_of_several(block, aside, shared)]
     if len(trunk) < len(levels[lowest]):
-        return _leading_down({**levels, lowest: trunk} if trunk else {k: v for k, v in levels.items() if k < lowest})
+        rest = {**levels, lowest: trunk} if trunk else {k: v for k, v in levels.items() if k < lowest}
+        return _leading_down(rest, behind_raise)
     return {level: blocks for level, blocks in leading.items() if blocks}
+
+
+def _is_one_of_several(block: Block, others: list[Block], shared: set[str]) -> bool:
+    """Whether a part of the network has this block and another that is not computed from it.
+
+    Args:
+        block: a block.
+        others: those that it may be together with.
+        shared: the names of the parts that do not count.
+    """
+    parts = _parts_around(block) - shared
+    together = [other for other in others if other is not block and not parts.isdisjoint(_parts_around(other))]
+    return any(block.output[1] not in ancestors([other.output[1]]) for other in together)
 
 
 def _in_the_encoder(levels: dict[int, list[Block]], trace: Trace, geometry: Geometry) -> dict[int, list[Block]]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from small_networks import DoubleConv, Residual, conv
+from small_networks import DoubleConv, Residual, conv, names
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,6 +77,38 @@ def test_a_pyramid_in_the_code_of_the_model_is_a_neck() -> None:
         "neck": ["lateral.1", "lateral.0", "smooth.0"],
         "head": ["heads.0.0.0", "heads.1.0.0"],
     }
+
+
+def test_the_heads_of_a_pyramid_without_a_way_down_are_no_trunk() -> None:
+    """As in YOLOv3-tiny: one level's head is behind the pyramid, the other's directly behind the trunk."""
+
+    class Detect(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            branches = [nn.Sequential(conv(16, 16), conv(16, 16), nn.Conv2d(16, 2, 1)) for _ in range(4)]
+            self.boxes, self.classes = nn.ModuleList(branches[:2]), nn.ModuleList(branches[2:])
+
+        def forward(self, *maps: Tensor) -> Tensor:
+            levels = zip(self.boxes, self.classes, maps, strict=True)
+            return torch.cat([torch.cat([box(x), score(x)], 1).flatten(2) for box, score, x in levels], 2)
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(conv(3, 16, 2), conv(16, 16, 2), conv(16, 16, 2))
+            self.lateral, self.merge, self.detect = conv(16, 16), conv(32, 16), Detect()
+
+        def forward(self, x: Tensor) -> Tensor:
+            one = self.body[1](self.body[0](x))
+            two = self.body[2](one)
+            raised = F.interpolate(self.lateral(two), scale_factor=2)
+            return self.detect(self.merge(torch.cat([raised, one], 1)), two)
+
+    assert names(Detector(), IMAGE)[-1] == (8, ["body.2.0", "lateral.0"])
+    assert places(Detector(), IMAGE)["head"] == [
+        *("detect.boxes.1.0.0", "detect.boxes.1.1.0"),
+        *("detect.classes.1.0.0", "detect.classes.1.1.0"),
+    ]
 
 
 def test_a_convolution_between_two_blocks_of_the_trunk_is_a_transition() -> None:
