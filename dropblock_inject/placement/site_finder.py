@@ -115,10 +115,14 @@ class SiteFinder:
         return point or self._finder.before(tail, scope) or self._finder.after(unit.convolved, scope)
 
     def _puts_out(self, scope: Call, unit: ConvNormAct) -> bool:
-        """Whether a module that convolves in its own code puts out what the convolution made: the block may go on."""
+        """Whether a module that convolves in its own code puts out what the convolution made.
+
+        A convolution module does. A block that calls a layer's forward directly goes on with the result.
+        """
         output = scope.outputs.get(None)
-        is_same_map = output is not None and self._geometry.map_of(output) == self._geometry.map_of(unit.convolved)
-        return output is not None and is_same_map and _convolution_behind(output, scope) is unit.op
+        if output is None or self._geometry.map_of(output) != self._geometry.map_of(unit.convolved):
+            return False
+        return _convolution_behind(output, scope) is unit.op
 
     def _branch_end(self, residual: Residual) -> HookPoint | None:
         """The end of a branch, before drop path."""
@@ -210,6 +214,7 @@ def _in_force(block_size: BlockSize, map_size: tuple[int, ...]) -> tuple[int, ..
 
 
 def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is a single layer. One with parametrized weights has children, which compute them."""
     return not module._modules or is_parametrized(module)
 
 

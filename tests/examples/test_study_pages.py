@@ -21,10 +21,12 @@ from study_claims import (
     LETTERS,
     NONE,
     OURS,
+    PASSES,
     ROWS,
     RUNS,
     SCHEDULED,
     Key,
+    doubts,
     long,
     short,
 )
@@ -121,6 +123,23 @@ def test_passes_are_calibrated_after_a_long_training(dataset: str) -> None:
         pair = long(dataset, OURS, epochs, "mc_ece"), long(dataset, NONE, epochs, "ece")
         assert is_shown(*pair)
         assert (difference(*pair)[0] < 0) == is_better
+
+
+@pytest.mark.parametrize(("network", "with_another_accuracy"), [("resnet", ["keep_prob 0.95"]), ("plain", [])])
+def test_the_settings_of_the_passes(network: str, with_another_accuracy: list[str]) -> None:
+    """Of the networks from scratch: what changes the calibration error of ten passes, and what their accuracy."""
+    for name, sign in (("keep_prob 0.8", -1), ("keep_prob 0.95", 1), ("block three quarters of the map", -1)):
+        key = doubts(FASHION, network, (f"DropBlock, {name}", "10 passes"), "ece")
+        assert is_shown(key, doubts(FASHION, network, PASSES, "ece"))
+        assert sign * difference(key, doubts(FASHION, network, PASSES, "ece"))[0] > 0
+    accuracies = {
+        setting.removeprefix("DropBlock, "): key
+        for key in RUNS
+        if key[:3] == ("doubts", FASHION, network) and key[4:] == ("10 passes", "accuracy")
+        if (setting := key[3]).startswith("DropBlock, ")
+    }
+    plain = doubts(FASHION, network, PASSES, "accuracy")
+    assert [name for name, key in accuracies.items() if is_shown(key, plain)] == with_another_accuracy
 
 
 # The sentences without figures: of these settings, those that were better or worse than the reference.
